@@ -1,0 +1,139 @@
+"""What several tests share: a tiny corpus, and a fresh clone of this repository."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SEP = b"<|endoftext|>"
+
+STORIES = [
+    "Once there was a little cat. The cat sat on the mat.",
+    'Ben said, "I want the ball!" Ben didn\'t share the ball.',
+    "The dog ran to the big red barn, and the cat ran too.",
+    "  Two spaces,\ttabs\r\nand a CRLF; caf\u00e9 \U0001f600 \u4f60\u597d 1234!!",
+    "",
+]
+
+# A child's ru_maxrss begins with its parent's, so the peak is read from Linux itself.
+PRINT_PEAK_KIB = (
+    "\nprint(*[line.split()[1] for line in open('/proc/self/status') "
+    "if line.startswith('VmHWM')])\n"
+)
+needs_proc = pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc"
+)
+
+
+@pytest.fixture
+def text() -> bytes:
+    """A few stories with awkward white space, digits and Unicode; one is blank."""
+    return b"".join(story.encode() + b"\n" + SEP + b"\n" for story in STORIES)
+
+
+class Clone:
+    """A checkout in which a test runs commands as a user would."""
+
+    def __init__(self, path: Path, home: Path):
+        self.path = path
+        self.env = {
+            **os.environ,
+            "PATH": os.pathsep.join(
+                [os.path.dirname(sys.executable), os.environ["PATH"]]
+            ),
+            "HOME": str(home),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_AUTHOR_NAME": "tester",
+            "GIT_AUTHOR_EMAIL": "tester@example.org",
+            "GIT_COMMITTER_NAME": "tester",
+            "GIT_COMMITTER_EMAIL": "tester@example.org",
+            "NO_COLOR": "1",
+        }
+
+    def run(self, *command, check=True, **env):
+        done = subprocess.run(
+            command,
+            cwd=self.path,
+            env={**self.env, **env},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} failed:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def dvc(self, *arguments, **options):
+        return self.run(sys.executable, "-m", "dvc", *arguments, **options)
+
+    def stage(self, name, *arguments, **env):
+        """Run a stage directly; returns what it did, whatever its exit status."""
+        return self.run(
+            sys.executable, "-m", f"pipeline.{name}", *arguments, check=False, **env
+        )
+
+    def git(self, *arguments):
+        return self.run("git", *arguments).stdout
+
+    def set_param(self, name, value):
+        path = self.path / "params.yaml"
+        lines = path.read_text().splitlines()
+        [place] = [
+            i for i, line in enumerate(lines) if line.strip().startswith(f"{name}:")
+        ]
+        lines[place] = f"{lines[place].split(':')[0]}: {value}"
+        path.write_text("\n".join(lines) + "\n")
+
+    def copy(self, path: Path) -> "Clone":
+        shutil.copytree(self.path, path, symlinks=True)
+        return Clone(path, Path(self.env["HOME"]))
+
+
+@pytest.fixture(scope="session")
+def fresh_clone(tmp_path_factory) -> Clone:
+    """This working tree as a clone would have it: only what git tracks, one commit."""
+    base = tmp_path_factory.mktemp("session")
+    path, home = base / "clone", base / "home"
+    home.mkdir()
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            target = path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+    clone = Clone(path, home)
+    clone.git("init", "-q", "-b", "main")
+    clone.git("add", "-A")
+    clone.git("commit", "-q", "-m", "clone")
+    return clone
+
+
+@pytest.fixture(scope="session")
+def built_clone(fresh_clone, tmp_path_factory) -> Clone:
+    """A fresh clone after `dvc repro`; copy it before changing anything."""
+    clone = fresh_clone.copy(tmp_path_factory.mktemp("built") / "clone")
+    clone.dvc("repro")
+    return clone
+
+
+@pytest.fixture
+def clone(built_clone, tmp_path) -> Clone:
+    """A clone of one's own, already built."""
+    return built_clone.copy(tmp_path / "clone")
+
+
+@pytest.fixture(scope="session")
+def corpus_text() -> bytes:
+    """The train split of the built-in corpus."""
+    return (ROOT / "data" / "train.txt").read_bytes()

@@ -1,0 +1,182 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.conftest import PRINT_PEAK_KIB, SEP, STORIES, needs_proc
+from tiny_llm.encoding import encode_file
+from tiny_llm.errors import InputError, ResourceError
+from tiny_llm.tokenize import BPETokenizer
+from tiny_llm.tokens import open_tokens, verify
+
+
+@pytest.fixture
+def tokenizer(text):
+    tokenizer = BPETokenizer()
+    tokenizer.train(text, 300)
+    return tokenizer
+
+
+def encode(tokenizer, tmp_path, content, **options):
+    (tmp_path / "in.txt").write_bytes(content)
+    return encode_file(tokenizer, tmp_path / "in.txt", tmp_path / "out.bin", **options)
+
+
+def test_token_file_decodes_to_the_source_bytes(tokenizer, tmp_path, text):
+    manifest = encode(tokenizer, tmp_path, text)
+    ids = open_tokens(tmp_path / "out.bin")
+    assert tokenizer.decode_bytes(ids) == text
+    assert verify(tmp_path / "out.bin", tokenizer.sha256) == manifest
+    assert manifest.num_bytes == len(text)
+    assert manifest.num_documents == len(STORIES)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfBOM and NUL \x00 and CRLF\r\n" + SEP,
+        bytes(range(256)) * 3,
+        b"\xff\xfe" + SEP + b"\xc3" + SEP + b"\xa9",
+        b"no separator at the end" + SEP + b"rest",
+        b"<|im_start|> [MASK] <|endoftext|> <|endoftext",
+    ],
+)
+def test_any_bytes_come_back_unchanged(tokenizer, tmp_path, content):
+    encode(tokenizer, tmp_path, content)
+    assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")) == content
+
+
+def test_random_bytes_come_back_unchanged_for_any_chunk_size(tokenizer, tmp_path):
+    dice = random.Random(0)
+    for _ in range(100):
+        parts = [dice.randbytes(dice.randrange(40)), SEP, b" \n", b"the cat"]
+        content = b"x" + b"".join(dice.choices(parts, k=dice.randrange(20)))
+        encode(tokenizer, tmp_path, content, chunk_bytes=dice.randrange(1, 100))
+        assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")) == content
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 13, 100, 1 << 20])
+def test_token_file_is_equal_for_every_chunk_size(
+    tokenizer, tmp_path, text, chunk_bytes
+):
+    expected = encode(tokenizer, tmp_path, text)
+    assert encode(tokenizer, tmp_path, text, chunk_bytes=chunk_bytes) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "num_documents"),
+    [
+        (b"a" + SEP, 1),
+        (b"a" + SEP + b"\n", 1),
+        (b"a" + SEP + b"\nb", 2),
+        (b"a", 1),
+        (SEP + b"a" + SEP + SEP, 3),
+        (b"a" + SEP + b" " + SEP + b" ", 2),
+    ],
+)
+@pytest.mark.parametrize("chunk_bytes", [1, 14, 1 << 20])
+def test_blank_documents_count_but_white_space_at_the_end_does_not(
+    tokenizer, tmp_path, content, num_documents, chunk_bytes
+):
+    manifest = encode(tokenizer, tmp_path, content, chunk_bytes=chunk_bytes)
+    assert manifest.num_documents == num_documents
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", SEP, SEP + b"\n" + SEP])
+def test_a_file_without_a_document_is_refused_and_leaves_nothing(
+    tokenizer, tmp_path, content
+):
+    with pytest.raises(InputError, match=r"in\.txt holds no document"):
+        encode(tokenizer, tmp_path, content)
+    assert os.listdir(tmp_path) == ["in.txt"]
+
+
+def test_a_file_that_changes_meanwhile_is_refused(tokenizer, tmp_path, text):
+    def grow(_):
+        with (tmp_path / "in.txt").open("ab") as file:
+            file.write(b"more")
+
+    with pytest.raises(InputError, match="changed while it was read"):
+        encode(tokenizer, tmp_path, text, chunk_bytes=20, on_progress=grow)
+    assert os.listdir(tmp_path) == ["in.txt"]
+
+
+def test_progress_adds_up_to_the_file_size(tokenizer, tmp_path, text):
+    seen = []
+    encode(tokenizer, tmp_path, text, chunk_bytes=10, on_progress=seen.append)
+    assert sum(seen) == len(text)
+
+
+def test_a_vocab_above_65536_gives_uint32(tmp_path):
+    merges = [(bytes([a]), bytes([b])) for a in range(256) for b in range(256)]
+    tokenizer = BPETokenizer(merges)
+    assert encode(tokenizer, tmp_path, b"\xff\xff").dtype == "uint32"
+    assert open_tokens(tmp_path / "out.bin").tolist() == [65_536 + 256]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")
+def test_a_full_disk_keeps_the_old_pair(tokenizer, tmp_path, text):
+    encode(tokenizer, tmp_path, text)
+    os.symlink("/dev/full", tmp_path / f"out.bin.{os.getpid()}.tmp")
+    with pytest.raises(ResourceError, match=r"out\.bin: No space left"):
+        encode(tokenizer, tmp_path, text * 1000)
+    assert verify(tmp_path / "out.bin").num_bytes == len(text)
+    assert sorted(os.listdir(tmp_path)) == ["in.txt", "out.bin", "out.json"]
+
+
+def test_a_killed_run_leaves_the_old_pair_or_the_new(tokenizer, tmp_path, text):
+    source, target = tmp_path / "in.txt", tmp_path / "out.bin"
+    source.write_bytes(text * 2000)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    code = (
+        "import sys\n"
+        "from tiny_llm.encoding import encode_file\n"
+        "from tiny_llm.tokenize import BPETokenizer\n"
+        "tokenizer = BPETokenizer.load(sys.argv[1])\n"
+        "print(flush=True)\n"
+        "while True:\n"
+        "    encode_file(tokenizer, sys.argv[2], sys.argv[3])\n"
+    )
+    dice = random.Random(0)
+    for _ in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "tokenizer.json", source, target],
+            stdout=subprocess.PIPE,
+        )
+        process.stdout.readline()
+        time.sleep(dice.random() / 5)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if (tmp_path / "out.json").exists():
+            assert verify(target).num_bytes == source.stat().st_size
+        elif target.exists():  # Killed between the two renames: the ids are whole.
+            assert tokenizer.decode_bytes(np.fromfile(target, "<u2")) == text * 2000
+
+
+@needs_proc
+def test_peak_memory_does_not_grow_with_the_file(tokenizer, tmp_path, text):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    code = (
+        "import sys\n"
+        "from tiny_llm.encoding import encode_file\n"
+        "from tiny_llm.tokenize import BPETokenizer\n"
+        "encode_file(BPETokenizer.load(sys.argv[1]), sys.argv[2], sys.argv[2] + '.bin')"
+        + PRINT_PEAK_KIB
+    )
+    peaks = []
+    for times in (10_000, 300_000):
+        source = tmp_path / f"{times}.txt"
+        source.write_bytes(text * times)
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "tokenizer.json", source],
+            capture_output=True,
+            check=True,
+        )
+        peaks.append(int(done.stdout))
+    assert peaks[1] < peaks[0] + 20_000  # KiB, for 80 MB more text
+    assert peaks[1] < 150_000

@@ -1,0 +1,316 @@
+"""Hugging Face tokenizers is the oracle: a disagreement is a bug."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import PRINT_PEAK_KIB, needs_proc
+from tiny_llm.errors import ConfigError, InputError
+from tiny_llm.tokenize import BPETokenizer
+
+SEP = "<|endoftext|>"
+
+
+def train(text, vocab_size) -> BPETokenizer:
+    tokenizer = BPETokenizer()
+    tokenizer.train(text, vocab_size)
+    return tokenizer
+
+
+def train_hf(text: str, vocab_size: int) -> list[tuple[str, str]]:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False
+    )
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEP],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text.split(SEP), trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [tuple(merge) for merge in merges]
+
+
+def to_hf(tokenizer: BPETokenizer, tmp_path) -> tokenizers.Tokenizer:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    return tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+
+
+def merges_in_file(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    model = json.loads((tmp_path / "tokenizer.json").read_bytes())["model"]
+    return [tuple(merge) for merge in model["merges"]]
+
+
+def test_merges_of_an_example_worked_by_hand():
+    """The pretokens are low x3, lower x2, newest x2 (with spaces: " lower", ...).
+
+    "low low low lower lower newest newest" has the pretokens "low", " low" x2,
+    " lower" x2, " newest" x2. Pairs at first: (l,o) 5, (o,w) 5, (" ",l) 4, (w,e) 4
+    (lower x2, newest x2), ... (l,o) comes first among the two of 5 (the smaller left
+    byte, l < o). Then (lo,w) has 5; then (" ",low) 4 and (e,...): (w,e) has fallen to
+    2, as the w of lower is now in low. So " low" is third, with 4; after it all that
+    is left occurs twice.
+    """
+    tokenizer = train("low low low lower lower newest newest", 260)
+    assert tokenizer.merges == [(b"l", b"o"), (b"lo", b"w"), (b" ", b"low")]
+    assert tokenizer.merge_counts.tolist() == [5, 5, 4]
+    assert tokenizer.encode(" lower").tolist() == [259, *b"er"]
+
+
+def replay_counts(text: str, merges) -> list[int]:
+    """Count merges the slow way: apply each to all pretokens in turn."""
+    split = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = [
+        list(word)
+        for part in text.split(SEP)
+        for word, _ in split.pre_tokenize_str(part)
+    ]
+    counts = []
+    for left, right in merges:
+        count = 0
+        for word in words:
+            place = 0
+            while place < len(word) - 1:
+                if word[place] == left and word[place + 1] == right:
+                    word[place : place + 2] = [left + right]
+                    count += 1
+                place += 1
+        counts.append(count)
+    return counts
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet="ab. \n'sé", min_size=1, max_size=200), st.integers(257, 330))
+def test_merges_and_counts_match_the_oracle(tmp_path_factory, text, vocab_size):
+    tokenizer = train(text, vocab_size)
+    merges = merges_in_file(tokenizer, tmp_path_factory.mktemp("hf"))
+    assert merges == train_hf(text, vocab_size)
+    assert tokenizer.merge_counts.tolist() == replay_counts(text, merges)
+
+
+def test_merges_match_hf_tokenizers_on_the_built_in_corpus(tmp_path, corpus_text):
+    text = corpus_text[:1_000_000].decode("utf-8", "ignore")
+    tokenizer = train(text, 3000)
+    assert merges_in_file(tokenizer, tmp_path) == train_hf(text, 3000)
+    assert tokenizer.vocab_size == 3000
+
+
+def test_merges_that_join_nothing_are_cut_off():
+    tokenizer = train("aaab aaab hello", 4096)
+    assert tokenizer.vocab_size == 257 + len(tokenizer.merges) < 4096
+    assert (tokenizer.merge_counts > 0).all()
+    assert tokenizer.encode(" hello").tolist() == [tokenizer.vocab_size - 1]
+
+
+def test_the_separator_takes_no_part_in_merges():
+    text = f"a{SEP}" * 1000 + "endoftext"
+    tokens = [left + right for left, right in train(text, 300).merges]
+    assert not any(b"<" in token or b"|" in token for token in tokens)
+    assert train(text, 300).merge_counts.max() == 1
+
+
+def test_ids_of_a_smaller_vocab_are_a_prefix_of_a_larger_one(text):
+    small, large = train(text, 280), train(text, 300)
+    assert large.merges[: len(small.merges)] == small.merges
+    assert small.separator_id == large.separator_id == 256
+
+
+ADVERSARIAL = [
+    "",
+    " ",
+    "\n\n\n  \n",
+    "'s't're've'm'll'd 'S 'LL",
+    "a  b   c    d \n e\r\nf\tg",
+    "caf\u00e9 cafe\u0301 \u00c5ngstr\u00f6m \u1e9e \ufb01",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea",
+    "\u4f60\u597d\u4e16\u754c \uc548\ub155 \u0645\u0631\u062d\u0628\u0627",
+    "\u05e9\u05dc\u05d5\u05dd \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
+    "\u00a0\u2003\u3000\u2028\u2029\u0085\x1c\x1d\x0b\x0c x",
+    "\u0660\u0661\u0662 \u00bd \u2167 \u00b2 123\u0967",
+    "\ufeffBOM \x00NUL \x7f\x80",
+    f"{SEP}{SEP} x{SEP}y {SEP} <|endoftext| <|endoftext|>>",
+    "<|im_start|><|pad|></s>[MASK]",
+    "x" * 5000 + " " * 300 + "!" * 300 + "\u00e9" * 300,
+]
+
+
+@pytest.mark.parametrize("sample", ADVERSARIAL, ids=range(len(ADVERSARIAL)))
+def test_ids_match_hf_tokenizers_on_adversarial_text(tmp_path, text, sample):
+    tokenizer = train(text + "".join(ADVERSARIAL).encode(), 400)
+    hf = to_hf(tokenizer, tmp_path)
+    assert tokenizer.encode(sample).tolist() == hf.encode(sample).ids
+
+
+UNICODE = st.text(
+    st.one_of(
+        st.sampled_from("ab '\ns\t0é\u4f60\U0001f600\u00a0\u0301"),
+        st.characters(exclude_categories=["Cs"]),
+    ),
+    max_size=60,
+)
+
+
+def test_ids_match_hf_tokenizers_on_any_unicode(tmp_path, text):
+    tokenizer = train(text, 300)
+    hf = to_hf(tokenizer, tmp_path)
+
+    @settings(max_examples=500, deadline=None)
+    @given(st.lists(st.one_of(UNICODE, st.just(SEP)), max_size=5).map("".join))
+    def check(sample):
+        assert tokenizer.encode(sample).tolist() == hf.encode(sample).ids
+        assert tokenizer.decode(tokenizer.encode(sample)) == sample
+
+    check()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(st.binary(max_size=50), st.just(SEP.encode()))).map(b"".join))
+def test_decode_inverts_encode_on_any_bytes(data):
+    tokenizer = BPETokenizer([(b"\xff", b"\xff"), (b"\xc3", b"\xa9"), (b"a", b"b")])
+    assert tokenizer.decode_bytes(tokenizer.encode(data)) == data
+
+
+def test_decode_replaces_invalid_utf8_and_decode_bytes_keeps_it():
+    tokenizer = BPETokenizer()
+    ids = tokenizer.encode(b"a\xffb")
+    assert tokenizer.decode(ids) == "a\ufffdb"
+    assert tokenizer.decode_bytes(ids) == b"a\xffb"
+
+
+def test_only_the_separator_is_special():
+    tokenizer = BPETokenizer()
+    assert tokenizer.encode(SEP).tolist() == [256]
+    for plain in ("<|im_start|>", "<|endoftext| >", "[MASK]", "</s>"):
+        assert tokenizer.encode(plain).tolist() == list(plain.encode())
+
+
+def test_saved_tokenizer_loads_equal(tmp_path, text):
+    tokenizer = train(text, 300)
+    tokenizer.save(tmp_path / "t.json")
+    loaded = BPETokenizer.load(tmp_path / "t.json")
+    assert loaded.merges == tokenizer.merges
+    assert loaded.sha256 == tokenizer.sha256
+    loaded.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "t.json").read_bytes()
+
+
+def test_a_reformatted_file_loads_with_the_same_digest(tmp_path, text):
+    tokenizer = train(text, 300)
+    to_hf(tokenizer, tmp_path).save(str(tmp_path / "resaved.json"))
+    assert BPETokenizer.load(tmp_path / "resaved.json").sha256 == tokenizer.sha256
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"model": {}}',
+        b'{"model": {"merges": 3}}',
+        b'{"model": {"merges": [["a"]]}}',
+        b'{"model": {"merges": [["a", "\\u4f60"]]}}',
+        b'{"model": {"merges": [["ab", "c"]]}}',
+        b'{"model": {"merges": []}}',
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
+    (tmp_path / "t.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"t\.json"):
+        BPETokenizer.load(tmp_path / "t.json")
+
+
+def test_a_tokenizer_with_another_split_pattern_is_refused(tmp_path):
+    BPETokenizer().save(tmp_path / "t.json")
+    value = json.loads((tmp_path / "t.json").read_bytes())
+    value["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "t.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match="its pre_tokenizer differs"):
+        BPETokenizer.load(tmp_path / "t.json")
+
+
+@pytest.mark.parametrize(
+    "vocab_size", [256, 0, -1, (1 << 20) + 1, 300.0, "300", None, True]
+)
+def test_an_impossible_vocab_size_is_refused(vocab_size):
+    with pytest.raises(ConfigError, match="vocab_size is"):
+        train("some text", vocab_size)
+
+
+def test_the_smallest_vocab_has_no_merges():
+    tokenizer = train("some text", 257)
+    assert tokenizer.merges == []
+    assert tokenizer.merge_counts.tolist() == []
+    assert tokenizer.encode("hi").tolist() == list(b"hi")
+
+
+@pytest.mark.parametrize("merges", [[(b"ab", b"c")], [(b"a", b"b"), (b"a", b"b")]])
+def test_merges_in_an_impossible_order_are_refused(merges):
+    with pytest.raises(ConfigError, match="does not join two known tokens"):
+        BPETokenizer(merges)
+
+
+@pytest.mark.parametrize("ids", [[-1], [257], [0, 70_000]])
+def test_decoding_an_id_outside_the_vocab_is_refused(ids):
+    with pytest.raises(InputError, match="outside this tokenizer's vocab"):
+        BPETokenizer().decode(ids)
+
+
+def test_ids_above_65535_are_kept_in_uint32():
+    merges = [(bytes([a]), bytes([b])) for a in range(256) for b in range(256)]
+    assert BPETokenizer(merges[: 65_536 - 257]).dtype == np.uint16
+    tokenizer = BPETokenizer(merges)
+    ids = tokenizer.encode(b"\xff\xff")
+    assert ids.dtype == np.uint32
+    assert ids.tolist() == [65_536 + 256]
+    assert tokenizer.decode_bytes(ids) == b"\xff\xff"
+
+
+@needs_proc
+def test_memory_stays_bounded_on_ever_new_words():
+    """Without the limit on gigatoken's cache this takes more than 500 MB."""
+    code = (
+        "import numpy as np\n"
+        "from tiny_llm.tokenize import BPETokenizer\n"
+        "tokenizer, words = BPETokenizer(), np.random.default_rng(0)\n"
+        "for _ in range(48):\n"
+        "    text = words.integers(97, 123, size=(1 << 17, 8), dtype=np.uint8)\n"
+        "    text[:, 0] = 32\n"
+        "    tokenizer.encode(text.tobytes())\n" + PRINT_PEAK_KIB
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert int(done.stdout) < 200_000  # KiB
+
+
+def test_time_is_linear_in_a_document_without_white_space():
+    tokenizer = BPETokenizer([(b"a", b"a"), (b"aa", b"aa"), (b"a", b"b")])
+    letters = "".join(random.Random(0).choices("ab", k=4_000_000)).encode()
+    seconds = {}
+    for size in (400_000, 4_000_000):
+        start = time.perf_counter()
+        tokenizer.encode(letters[:size])
+        seconds[size] = time.perf_counter() - start
+    # Ten times the text: 100 times the time if it were quadratic.
+    assert seconds[4_000_000] < 40 * seconds[400_000] + 0.5
+
+
+def test_training_prints_nothing(capfd, text):
+    train(text, 300)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_importing_the_tokenizer_does_not_import_torch():
+    code = "import sys, tiny_llm.tokenize; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,161 @@
+import json
+import random
+
+import numpy as np
+import pytest
+
+from tiny_llm import tokens
+from tiny_llm.errors import InputError, IntegrityError
+from tiny_llm.tokens import (
+    manifest_path,
+    open_tokens,
+    read_manifest,
+    verify,
+    write_tokens,
+)
+
+
+def write(path, ids, vocab_size=300):
+    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    with write_tokens(
+        path, vocab_size=vocab_size, separator_id=256, tokenizer_sha256="t" * 64
+    ) as writer:
+        for part in np.array_split(np.array(ids, dtype=dtype), 3):
+            writer.append(part)
+
+
+def edit_manifest(path, **values):
+    target = manifest_path(path)
+    target.write_text(json.dumps({**json.loads(target.read_text()), **values}))
+
+
+@pytest.mark.parametrize(("vocab_size", "width"), [(300, 2), (65_536, 2), (65_537, 4)])
+def test_ids_are_little_endian_and_as_wide_as_the_vocab_needs(
+    tmp_path, vocab_size, width
+):
+    path = tmp_path / "train.bin"
+    write(path, [1, 256, 0x1234 % vocab_size], vocab_size)
+    golden = b"".join(
+        i.to_bytes(width, "little") for i in (1, 256, 0x1234 % vocab_size)
+    )
+    assert path.read_bytes() == golden
+    ids = open_tokens(path)
+    assert ids.tolist() == [1, 256, 0x1234 % vocab_size]
+    assert ids.dtype.itemsize == width
+    assert not ids.flags.writeable
+
+
+def test_the_manifest_says_what_the_file_holds(tmp_path):
+    write(tmp_path / "train.bin", [5, 256, 7, 256, 9])
+    manifest = read_manifest(tmp_path / "train.bin")
+    assert (manifest.num_tokens, manifest.num_documents) == (5, 2)
+    assert (manifest.dtype, manifest.vocab_size) == ("uint16", 300)
+    assert verify(tmp_path / "train.bin", "t" * 64) == manifest
+
+
+def test_a_failed_write_keeps_the_old_pair(tmp_path):
+    path = tmp_path / "train.bin"
+    write(path, [1, 2, 3])
+    with pytest.raises(TypeError):
+        write(path, [1, 2, 3], vocab_size=None)
+    with (
+        pytest.raises(RuntimeError),
+        write_tokens(path, vocab_size=9, separator_id=8, tokenizer_sha256=""),
+    ):
+        raise RuntimeError
+    assert verify(path).num_tokens == 3
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "train.bin",
+        "train.json",
+    ]
+
+
+def test_ids_too_wide_for_the_file_are_refused(tmp_path):
+    with (
+        pytest.raises(TypeError, match="Cannot cast"),
+        write_tokens(
+            tmp_path / "x.bin", vocab_size=300, separator_id=256, tokenizer_sha256=""
+        ) as writer,
+    ):
+        writer.append(np.array([70_000], dtype=np.uint32))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("keep", [0, 2, 5, 8])
+def test_a_truncated_file_is_refused_on_load(tmp_path, keep):
+    path = tmp_path / "train.bin"
+    write(path, [1, 2, 3, 4, 5])
+    path.write_bytes(path.read_bytes()[:keep])
+    for check in (open_tokens, verify):
+        with pytest.raises(IntegrityError, match=f"holds {keep} bytes, .* says 10"):
+            check(path)
+
+
+def test_every_flipped_bit_is_found_and_its_block_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "BLOCK_BYTES", 64)
+    path = tmp_path / "train.bin"
+    write(path, list(range(200)))
+    whole = path.read_bytes()
+    dice = random.Random(0)
+    for _ in range(200):
+        place = dice.randrange(len(whole))
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << dice.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(IntegrityError, match=rf"block {place // 64} \(bytes"):
+            verify(path)
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    write(tmp_path / "train.bin", [1])
+    with pytest.raises(IntegrityError, match=r"made by the tokenizer .* not by uuu"):
+        verify(tmp_path / "train.bin", "u" * 64)
+
+
+def test_the_manifest_decides_the_dtype(tmp_path):
+    path = tmp_path / "train.bin"
+    write(path, [1, 70_000], vocab_size=80_000)
+    assert open_tokens(path).tolist() == [1, 70_000]
+    edit_manifest(path, dtype="uint16", num_tokens=4)
+    with pytest.raises(IntegrityError, match="says dtype 'uint16' where"):
+        open_tokens(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "nonsense", '{"format_version": 1}', "\x00"]
+)
+def test_a_file_that_is_no_manifest_is_refused(tmp_path, content):
+    path = tmp_path / "train.bin"
+    write(path, [1])
+    manifest_path(path).write_text(content)
+    with pytest.raises(IntegrityError, match="is not the manifest of a token file"):
+        open_tokens(path)
+
+
+def test_a_manifest_of_another_format_is_refused(tmp_path):
+    path = tmp_path / "train.bin"
+    write(path, [1])
+    edit_manifest(path, format_version=2)
+    with pytest.raises(IntegrityError, match="format_version 2"):
+        open_tokens(path)
+
+
+def test_a_file_without_manifest_is_read_as_uint16(tmp_path):
+    path = tmp_path / "bare.bin"
+    path.write_bytes(b"\x01\x00\x02\x01")
+    assert open_tokens(path).tolist() == [1, 258]
+    with pytest.raises(InputError, match="no manifest"):
+        verify(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x01\x00\x02"])
+def test_a_bare_file_of_no_or_half_ids_is_refused(tmp_path, content):
+    path = tmp_path / "bare.bin"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"holds {len(content)} bytes, not a positive"):
+        open_tokens(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.bin: no such token file"):
+        open_tokens(tmp_path / "gone.bin")

@@ -1,0 +1,67 @@
+"""Batches: inputs and targets as tensors, on a device."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+
+from tiny_llm.batching.arrays import TokenArray, cut_windows, load_token_array
+from tiny_llm.batching.windows import random_starts
+
+
+def get_batch(
+    data: TokenArray | str | os.PathLike[str],
+    batch_size: int,
+    seq_len: int,
+    device: str | torch.device = "cpu",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a batch of random windows.
+
+    Args:
+        data: What `load_token_array` returned; or a path, or "train" or "valid",
+            which is then opened on each call. Any contiguous array of shape (N,),
+            uint16 or uint32, will do.
+        batch_size: B, the number of windows; drawn with replacement.
+        seq_len: T, in tokens; N must be at least T + 1.
+        device: Where the tensors go.
+
+    Returns:
+        Inputs x and targets y, each int64, shape (B, T), contiguous and fresh;
+        y[b, t] is the id that follows x[b, t].
+
+    Raises:
+        ValueError: A size is below 1, there are too few ids, or `data` is not
+            such an array.
+
+    Every window can be drawn, the last one too, and each is equally likely.
+    `torch.manual_seed` makes the draws repeat.
+    """
+    if isinstance(data, str | os.PathLike):
+        data = load_token_array(data)
+    ids = _check_array(data)
+    starts = random_starts(len(ids), batch_size, seq_len)
+    windows = cut_windows(ids, starts, seq_len)
+    x = torch.from_numpy(windows[:, :-1].astype(np.int64))
+    y = torch.from_numpy(windows[:, 1:].astype(np.int64))
+    return x.to(device), y.to(device)
+
+
+def _check_array(ids: object) -> TokenArray:
+    if not isinstance(ids, np.ndarray):
+        raise ValueError(
+            f"data is of type {type(ids).__name__}; give a token array, as "
+            "load_token_array returns it, or a path"
+        )
+    if ids.ndim != 1 or ids.dtype.name not in ("uint16", "uint32"):
+        raise ValueError(
+            f"data has shape {ids.shape} and dtype {ids.dtype}; give one row of uint16 "
+            "or uint32 ids, as load_token_array returns it"
+        )
+    if not ids.flags.c_contiguous:
+        raise ValueError(
+            f"data has strides {ids.strides}, so its ids do not lie side by side; "
+            "give a contiguous array (np.ascontiguousarray makes one)"
+        )
+    return ids

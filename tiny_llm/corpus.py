@@ -1,0 +1,165 @@
+"""Text files as documents: chunks cut where no id can change.
+
+A document ends at a separator. Text is bytes throughout: nothing is decoded,
+so line ends, byte order marks and invalid UTF-8 come through unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from tiny_llm.errors import InputError, ResourceError
+
+SEPARATOR = b"<|endoftext|>"
+
+# Chunks of about 1 MiB encode faster than larger ones and keep memory flat
+# (benchmarks/LOG.md).
+CHUNK_BYTES = 1 << 20
+
+# The longest piece of text without a place to cut it, held in memory at once.
+MAX_UNCUT_BYTES = 256 << 20
+
+# A visible ASCII character before ASCII white space always ends a pretoken of the
+# GPT-2 pattern, and what follows is split the same without it: so a document
+# longer than a chunk may be cut there (tests/test_corpus.py sweeps every offset).
+# The ASCII before it keeps away from invalid UTF-8: gigatoken takes the three bytes
+# after a stray 0xff for the rest of a character.
+_SAFE_CUT = re.compile(rb"[\x00-\x7f]{2}[!-~](?=[ \t\n\r])")
+
+
+def find_cut(text: bytes, start: int = 0) -> int:
+    """The last place where `text` can be cut without changing any id.
+
+    Args:
+        text: Text that goes on after its end.
+        start: Where to begin to look; nothing before it can be cut.
+
+    Returns:
+        The length of the piece before the cut: after the last separator if there
+        is one, else before the last white space that follows ASCII text, else 0.
+
+    >>> find_cut(b"The end.<|endoftext|>Once upon")
+    21
+    >>> find_cut(b"Once upon a ti")
+    11
+    >>> find_cut(b"Once")
+    0
+    """
+    place = text.rfind(SEPARATOR, max(0, start - len(SEPARATOR) + 1))
+    if place >= 0:
+        return place + len(SEPARATOR)
+    last = 0
+    for match in _SAFE_CUT.finditer(text, max(0, start - 3)):
+        last = match.end()
+    return last
+
+
+@contextlib.contextmanager
+def open_text(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a text file for reading.
+
+    Raises:
+        InputError: The file is missing, or it changed while it was open.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; give the path of a text file")
+    with open(path, "rb") as file:
+        before = os.fstat(file.fileno())
+        yield file
+        after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InputError(
+            f"{path} changed while it was read ({before.st_size:,} bytes at first, "
+            f"{after.st_size:,} now); run again when nothing writes to it"
+        )
+
+
+def read_chunks(
+    path: str | os.PathLike[str], chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[bytes]:
+    """Read a file in pieces that can be encoded one by one.
+
+    Args:
+        path: The text file; never held in memory as a whole.
+        chunk_bytes: How many bytes to read at a time. Ids do not depend on it.
+
+    Yields:
+        Consecutive pieces; joined they are the file's bytes.
+
+    Raises:
+        InputError: The file is missing, or it changed while it was read.
+        ResourceError: More than 256 MiB without a place to cut.
+    """
+    with open_text(path) as file:
+        rest = b""
+        # Reading more while nothing can be cut keeps the work linear in the text.
+        while block := file.read(max(chunk_bytes, len(rest))):
+            text = rest + block
+            cut = find_cut(text, len(rest))
+            if cut:
+                yield text[:cut]
+            rest = text[cut:]
+            if len(rest) > MAX_UNCUT_BYTES:
+                raise ResourceError(
+                    f"{path}: {len(rest):,} bytes without white space or a "
+                    f"separator end at offset {file.tell():,}; at most "
+                    f"{MAX_UNCUT_BYTES:,} fit in memory, so add separators "
+                    f"({SEPARATOR.decode()})"
+                )
+        if rest:
+            yield rest
+
+
+def read_sample(path: str | os.PathLike[str], sample_bytes: int) -> bytes:
+    """Read the first documents of a file.
+
+    Args:
+        path: The text file.
+        sample_bytes: How much to read; cut back to the last whole document. A
+            first document that is longer is read to its end.
+
+    Returns:
+        The whole file if it is no longer than `sample_bytes`, else a prefix of it
+        that ends with a separator (or with the file).
+
+    Raises:
+        InputError: The file is missing, holds no document, or changed meanwhile.
+    """
+    with open_text(path) as file:
+        sample = file.read(sample_bytes)
+        if len(sample) == sample_bytes and file.read(1):
+            file.seek(sample_bytes)
+            place = sample.rfind(SEPARATOR)
+            sample = (
+                sample[: place + len(SEPARATOR)]
+                if place >= 0
+                else _first_document(sample, file)
+            )
+    if not has_text(sample):
+        raise InputError(
+            f"{path}: the first {len(sample):,} bytes hold no document, only "
+            "separators and white space; give a file with text in it"
+        )
+    return sample
+
+
+def has_text(text: bytes) -> bool:
+    """Whether a document in `text` is more than white space."""
+    return bool(text.replace(SEPARATOR, b"").strip())
+
+
+def _first_document(begun: bytes, file: IO[bytes]) -> bytes:
+    """Read on from `begun` to the end of the first document."""
+    text = bytearray(begun)
+    while block := file.read(CHUNK_BYTES):
+        searched = max(0, len(text) - len(SEPARATOR) + 1)
+        text += block
+        place = text.find(SEPARATOR, searched)
+        if place >= 0:
+            return bytes(text[: place + len(SEPARATOR)])
+    return bytes(text)

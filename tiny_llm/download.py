@@ -1,0 +1,203 @@
+"""Download: a URL becomes a verified local file.
+
+A file has its final name only after its size and SHA-256 were checked. What was
+loaded when a download breaks off stays in a `.part` file, and the next try goes on
+from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import platformdirs
+import requests
+import requests.adapters
+import urllib3.util
+import yaml
+
+from tiny_llm.errors import ConfigError, IntegrityError
+
+_BLOCK_BYTES = 1 << 16
+_CONNECT_TIMEOUT_S = 20
+_READ_TIMEOUT_S = 60
+_TRIES = 5
+_CONNECT_RETRIES = 4  # within a try, with backoff
+
+
+@dataclasses.dataclass(frozen=True)
+class Pin:
+    """A file that is fully known before it is downloaded.
+
+    Attributes:
+        url: http or https.
+        size: In bytes.
+        sha256: 64 hexadecimal digits.
+    """
+
+    url: str
+    size: int
+    sha256: str
+
+
+def read_pins(path: str | os.PathLike[str]) -> dict[str, Pin]:
+    """Read a manifest of downloads: YAML with url, size and sha256 per split.
+
+    Raises:
+        ConfigError: It is not such a file; names the split at fault.
+    """
+    try:
+        manifest = yaml.safe_load(Path(path).read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not plain YAML: {error}") from error
+    pins = {}
+    for split in ("train", "valid"):
+        try:
+            pin = Pin(**manifest[split])
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: {split} needs url, size and sha256, and nothing else "
+                f"({error}); see pipeline/tinystories.yaml"
+            ) from error
+        if (
+            not str(pin.url).startswith(("http://", "https://"))
+            or not isinstance(pin.size, int)
+            or not re.fullmatch(r"[0-9a-f]{64}", str(pin.sha256))
+        ):
+            raise ConfigError(
+                f"{path}: {split} has url {pin.url!r}, size {pin.size!r}, sha256 "
+                f"{pin.sha256!r}; give an http or https URL, a number of bytes, and "
+                "64 hexadecimal digits"
+            )
+        pins[split] = pin
+    return pins
+
+
+def download(
+    pin: Pin,
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    on_progress: Callable[[int], object] | None = None,
+) -> Path:
+    """Make sure that a pinned file lies in the cache folder.
+
+    Args:
+        pin: What to load. The digest is also the file's name in the cache, so that a
+            file is loaded once whatever its URL.
+        cache_dir: By default `tiny_llm` in the user's cache folder.
+        on_progress: Called with the number of bytes that came in since the last call;
+            bytes of an earlier try are reported at once.
+
+    Returns:
+        The path of the verified file.
+
+    Raises:
+        IntegrityError: The server cannot be reached, answers with an error, or sends
+            other bytes than the pinned ones.
+    """
+    if cache_dir is None:
+        cache_dir = platformdirs.user_cache_path("tiny_llm")
+    target = Path(cache_dir) / pin.sha256
+    if _size(target) == pin.size:
+        if on_progress:
+            on_progress(pin.size)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    for _ in range(_TRIES):
+        try:
+            _load_rest(pin, part, on_progress)
+            problem = "the server closed the connection"
+        except requests.RequestException as error:
+            problem = str(error)
+            if _is_final(error):
+                break
+        if _size(part) == pin.size:
+            _check_digest(pin, part)
+            os.replace(part, target)
+            return target
+    raise IntegrityError(
+        f"{pin.url}: got {_size(part):,} of {pin.size:,} bytes ({problem}); "
+        "run again to go on from there, or check the URL"
+    )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _is_final(error: requests.RequestException) -> bool:
+    """Whether the server said no in a way that another try will not change."""
+    status = error.response.status_code if error.response is not None else 0
+    return 400 <= status < 500 and status not in (416, 429)
+
+
+def _load_rest(
+    pin: Pin, part: Path, on_progress: Callable[[int], object] | None
+) -> None:
+    """Append what is missing to the `.part` file, or begin it anew."""
+    have = _size(part)
+    if have == pin.size:
+        return
+    # Compressed transfer would make sizes and ranges mean something else.
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    timeout = (_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S)
+    with (
+        _session() as session,
+        session.get(pin.url, headers=headers, stream=True, timeout=timeout) as response,
+    ):
+        if response.status_code == 416:
+            part.unlink()  # It is no beginning of this file; the next try is whole.
+        response.raise_for_status()
+        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if resumed and on_progress:
+            on_progress(have)
+        with open(part, "ab" if resumed else "wb") as file:
+            for block in response.iter_content(_BLOCK_BYTES):
+                file.write(block)
+                if on_progress:
+                    on_progress(len(block))
+                if file.tell() > pin.size:
+                    _refuse(pin, part, f"more than {pin.size:,} bytes")
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    retry = urllib3.util.Retry(
+        total=_CONNECT_RETRIES,
+        backoff_factor=0.5,
+        status_forcelist=(429, 500, 502, 503, 504),
+        respect_retry_after_header=True,
+        raise_on_status=False,
+    )
+    adapter = requests.adapters.HTTPAdapter(max_retries=retry)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+def _check_digest(pin: Pin, part: Path) -> None:
+    digest = hashlib.sha256()
+    with open(part, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    if digest.hexdigest() != pin.sha256:
+        _refuse(pin, part, f"sha256 {digest.hexdigest()}, not {pin.sha256}")
+
+
+def _refuse(pin: Pin, part: Path, found: str) -> NoReturn:
+    """Delete the `.part` file: these are not the bytes that were promised."""
+    with open(part, "rb") as file:
+        begin = file.read(40)
+    part.unlink()
+    raise IntegrityError(
+        f"{pin.url}: got {found}; the bytes began {begin!r} and were deleted; "
+        "check the URL and the pin"
+    )

@@ -1,0 +1,66 @@
+"""Encoding: a text file and a tokenizer become a token file.
+
+The text is read in chunks, so memory does not grow with it; ids do not depend on
+how it is cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from tiny_llm.corpus import CHUNK_BYTES, SEPARATOR, has_text, read_chunks
+from tiny_llm.errors import InputError
+from tiny_llm.tokenize import BPETokenizer
+from tiny_llm.tokens import Manifest, read_manifest, write_tokens
+
+
+def encode_file(
+    tokenizer: BPETokenizer,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    on_progress: Callable[[int], object] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Manifest:
+    """Encode a text file once, losslessly.
+
+    Args:
+        tokenizer: Makes the ids.
+        source: Text; documents end at separators.
+        target: The token file, `NAME.bin`; its manifest `NAME.json` goes beside it.
+        on_progress: Called with the number of bytes of each finished chunk.
+        chunk_bytes: How much text is encoded at a time.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        InputError: The source is missing, holds no document, or changed meanwhile;
+            neither output is touched.
+        ResourceError: The disk is full.
+    """
+    found_text = False
+    rest_has_text = False
+    with write_tokens(
+        target,
+        vocab_size=tokenizer.vocab_size,
+        separator_id=tokenizer.separator_id,
+        tokenizer_sha256=tokenizer.sha256,
+    ) as writer:
+        for chunk in read_chunks(source, chunk_bytes):
+            writer.append(tokenizer.encode(chunk))
+            writer.num_bytes += len(chunk)
+            found_text = found_text or has_text(chunk)
+            _, separator, rest = chunk.rpartition(SEPARATOR)
+            rest_has_text = has_text(rest) or (rest_has_text and not separator)
+            if on_progress:
+                on_progress(len(chunk))
+        # White space after the last separator is kept, but is no document.
+        writer.num_documents += rest_has_text
+        if not found_text:
+            raise InputError(
+                f"{source} holds no document, only {writer.num_bytes:,} bytes of "
+                "separators and white space; give a file with text in it"
+            )
+    return read_manifest(target)

@@ -1,0 +1,103 @@
+"""Statistics of a token file: how long documents are, which ids are used.
+
+One pass over the ids in blocks, so memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import dataclasses
+import math
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from tiny_llm.tokens import open_tokens, read_manifest
+
+_BLOCK_TOKENS = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStats:
+    """What a token file holds.
+
+    Attributes:
+        id_counts: How often each id occurs, int64, shape (vocab_size,).
+        document_lengths: Length in tokens, separator included -> number of
+            documents that long. Ids after the last separator count as a document
+            only if the manifest does.
+    """
+
+    id_counts: npt.NDArray[np.int64]
+    document_lengths: dict[int, int]
+
+    @property
+    def vocab_used(self) -> float:
+        """Share of the vocab that occurs at least once."""
+        return float(np.count_nonzero(self.id_counts)) / len(self.id_counts)
+
+    @property
+    def mean_length(self) -> float:
+        """Mean length of a document, in tokens."""
+        total = sum(length * count for length, count in self.document_lengths.items())
+        return total / sum(self.document_lengths.values())
+
+    def length_percentile(self, percent: int) -> int:
+        """The shortest length that `percent` of the documents do not exceed.
+
+        >>> TokenStats(np.zeros(1), {10: 1, 20: 2, 90: 1}).length_percentile(50)
+        20
+        """
+        needed = math.ceil(sum(self.document_lengths.values()) * percent / 100)
+        for length in sorted(self.document_lengths):
+            needed -= self.document_lengths[length]
+            if needed <= 0:
+                return length
+        raise ValueError(f"percent is {percent}; give one from 0 to 100")
+
+    def counts_by_rank(self) -> list[int]:
+        """Counts of the used ids, the most frequent first."""
+        used = self.id_counts[self.id_counts > 0]
+        counts: list[int] = np.sort(used)[::-1].tolist()
+        return counts
+
+    def length_histogram(self) -> list[tuple[int, int]]:
+        """Shortest length of each bin, and the number of documents in it.
+
+        Bins begin at powers of 2 ** (1/4), rounded up: the same for every file.
+        """
+        longest = max(self.document_lengths)
+        steps = range(4 * longest.bit_length() + 1)
+        begins = sorted({math.ceil(2 ** (step / 4)) for step in steps})
+        bins: collections.Counter[int] = collections.Counter()
+        for length, count in self.document_lengths.items():
+            bins[bisect.bisect_right(begins, length) - 1] += count
+        return [
+            (begins[place], bins[place]) for place in range(min(bins), max(bins) + 1)
+        ]
+
+
+def measure_tokens(path: str | os.PathLike[str]) -> TokenStats:
+    """Count ids and documents of a token file that has a manifest.
+
+    Raises:
+        InputError: The file or its manifest is missing.
+        IntegrityError: The two disagree.
+    """
+    manifest = read_manifest(path)
+    ids = open_tokens(path)
+    id_counts = np.zeros(manifest.vocab_size, dtype=np.int64)
+    lengths: collections.Counter[int] = collections.Counter()
+    begin = 0
+    for start in range(0, len(ids), _BLOCK_TOKENS):
+        block = ids[start : start + _BLOCK_TOKENS]
+        id_counts += np.bincount(block, minlength=manifest.vocab_size)
+        ends = start + 1 + np.flatnonzero(block == manifest.separator_id)
+        if len(ends):
+            lengths.update(np.diff(ends, prepend=begin).tolist())
+            begin = int(ends[-1])
+    if sum(lengths.values()) < manifest.num_documents:
+        lengths[len(ids) - begin] += 1
+    return TokenStats(id_counts, dict(lengths))

@@ -1,0 +1,374 @@
+"""Byte-level BPE: learn merges, turn text into token ids and back.
+
+Ids 0..255 are the bytes, 256 is the separator, merges follow from 257 in order of
+rank; so a smaller vocab's ids are a prefix of a larger one's. The file is a Hugging
+Face tokenizer.json. gigatoken (MIT, Marcel Rød) does the work; nothing outside this
+module knows. Text may be any bytes, valid UTF-8 or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gigatoken
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from tiny_llm.atomic import atomic_write
+from tiny_llm.corpus import SEPARATOR
+from tiny_llm.errors import ConfigError, InputError
+
+Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Merge = tuple[bytes, bytes]
+
+SEPARATOR_ID = 256
+FIRST_MERGE_ID = 257
+MIN_VOCAB_SIZE = FIRST_MERGE_ID
+MAX_VOCAB_SIZE = 1 << 20
+
+# gigatoken remembers every distinct pretoken it has seen, without limit: on text
+# of ever new words that is 45 bytes of memory for each byte of text. So its memory
+# is looked at after each MiB of text, and it is built anew (30 ms) past this growth.
+_CACHE_BYTES = 24 << 20
+_CACHE_CHECK_BYTES = 1 << 20
+
+
+class BPETokenizer:
+    """A byte-level BPE tokenizer with the GPT-2 split pattern.
+
+    A new one has no merges and turns each byte into one id.
+
+    >>> tokenizer = BPETokenizer()
+    >>> tokenizer.train("low lower lowest low", vocab_size=260)
+    >>> tokenizer.merges
+    [(b'l', b'o'), (b'lo', b'w'), (b' ', b'low')]
+    >>> tokenizer.encode("slow low<|endoftext|>")
+    array([115, 258, 259, 256], dtype=uint16)
+    >>> tokenizer.decode([115, 258, 259])
+    'slow low'
+    """
+
+    def __init__(self, merges: Sequence[Merge] = ()) -> None:
+        """Make a tokenizer of known merges.
+
+        Args:
+            merges: Pairs of token bytes in order of merge rank.
+
+        Raises:
+            ConfigError: A merge joins a token that does not exist yet, or makes one
+                that exists already.
+        """
+        self._set_merges(list(merges))
+
+    def _set_merges(self, merges: list[Merge]) -> None:
+        if len(merges) > MAX_VOCAB_SIZE - FIRST_MERGE_ID:
+            raise ConfigError(
+                f"{len(merges):,} merges are too many for a vocab_size of at most "
+                f"{MAX_VOCAB_SIZE:,}; leave some out"
+            )
+        known = {bytes([byte]) for byte in range(256)}
+        for rank, (left, right) in enumerate(merges):
+            if left not in known or right not in known or left + right in known:
+                raise ConfigError(
+                    f"merge {rank:,} ({left!r}, {right!r}) does not join two known "
+                    "tokens into a new one; give the merges in order of rank"
+                )
+            known.add(left + right)
+        self.merges = merges
+        self.merge_counts: npt.NDArray[np.int64] | None = None
+        self._file_bytes = _to_json(merges)
+        self._build_engine()
+
+    def _build_engine(self) -> None:
+        self._engine = gigatoken.Tokenizer.from_json(self._file_bytes)
+        self._engine_text_bytes = 0
+        self._engine_base_bytes: int | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: 256 bytes, the separator, and the merges."""
+        return FIRST_MERGE_ID + len(self.merges)
+
+    @property
+    def separator_id(self) -> int:
+        """The id of the separator, the same for every vocab."""
+        return SEPARATOR_ID
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of encoded ids: uint16 if every id fits, else uint32."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the saved file: equal for tokenizers that give equal ids."""
+        return hashlib.sha256(self._file_bytes).hexdigest()
+
+    def train(self, text: str | bytes, vocab_size: int) -> None:
+        """Learn merges from a sample, in place of those there were.
+
+        Sets `merges`, and `merge_counts`: how often each merge joined a pair in
+        the sample, int64, shape (number of merges,). Merges that joined nothing
+        are left out, so `vocab_size` may end up smaller than asked.
+
+        Args:
+            text: The sample. Separators end documents and take no part in merges.
+            vocab_size: Bytes, separator and merges together, 257 to 2**20.
+
+        Raises:
+            ConfigError: `vocab_size` is not an integer in that range.
+        """
+        check_vocab_size(vocab_size)
+        sample = text.encode() if isinstance(text, str) else text
+        self._set_merges(_learn_merges(sample, vocab_size))
+        counts = _count_merges(self.merges, self.encode(sample))
+        # Once no pair is left, gigatoken adds merges that join nothing.
+        num_used = int(np.argmin(counts > 0)) if (counts == 0).any() else len(counts)
+        if num_used < len(self.merges):
+            self._set_merges(self.merges[:num_used])
+        self.merge_counts = counts[:num_used]
+
+    def encode(self, text: str | bytes) -> Ids:
+        """Turn text into ids; the separator's text becomes `separator_id`.
+
+        Args:
+            text: Any text; encode a file in pieces with `tiny_llm.encoding`.
+
+        Returns:
+            Shape (number of tokens,), `dtype`.
+        """
+        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        ids = self._engine.encode(data)
+        self._engine_text_bytes += len(data)
+        if self._engine_text_bytes >= _CACHE_CHECK_BYTES:
+            self._limit_cache()
+        result: Ids = ids.astype(self.dtype)
+        return result
+
+    def _limit_cache(self) -> None:
+        """Build the engine anew when its cache has grown past `_CACHE_BYTES`."""
+        resident = psutil.Process().memory_info().rss
+        self._engine_text_bytes = 0
+        if self._engine_base_bytes is None:
+            self._engine_base_bytes = resident
+        elif resident - self._engine_base_bytes > _CACHE_BYTES:
+            self._build_engine()
+
+    def decode_bytes(self, ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
+        """The bytes that ids stand for; the inverse of `encode`.
+
+        Args:
+            ids: Shape (N,), any integer dtype, or a list.
+
+        Raises:
+            InputError: An id is outside [0, vocab_size).
+        """
+        array = np.asarray(ids)
+        if array.size == 0:
+            return b""
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise InputError(
+                f"ids have shape {array.shape} and dtype {array.dtype}; decode takes "
+                "one row of integers"
+            )
+        if array.min() < 0 or array.max() >= self.vocab_size:
+            wrong = array.min() if array.min() < 0 else array.max()
+            raise InputError(
+                f"id {wrong} is outside this tokenizer's vocab of {self.vocab_size:,}; "
+                "decode with the tokenizer that made the ids"
+            )
+        return self._engine.decode(np.ascontiguousarray(array, dtype=np.uint32))
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> str:
+        """The text that ids stand for; invalid UTF-8 becomes U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one id stands for."""
+        return self.decode_bytes([token_id])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a Hugging Face tokenizer.json."""
+        with atomic_write(path) as file:
+            file.write(self._file_bytes)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> BPETokenizer:
+        """Read a tokenizer.json that `save` wrote.
+
+        Raises:
+            InputError: The file is missing, or is not such a file: another model,
+                split pattern, or order of ids.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise InputError(
+                f"{path}: no such file; `dvc repro bpe` or BPETokenizer.save makes it"
+            )
+        try:
+            found = json.loads(source.read_bytes())
+            merges = [
+                (_to_token_bytes(left), _to_token_bytes(right))
+                for left, right in found["model"]["merges"]
+            ]
+            tokenizer = cls(merges)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is not a byte-level BPE tokenizer.json ({error!r}); make one "
+                "with `dvc repro bpe` or BPETokenizer.save"
+            ) from error
+        for part, expected in json.loads(tokenizer._file_bytes).items():
+            if found.get(part) != expected:
+                raise InputError(
+                    f"{path}: its {part} differs from what BPETokenizer.save writes, "
+                    "so its ids would differ too; load it with the library that made it"
+                )
+        return tokenizer
+
+
+def check_vocab_size(vocab_size: object) -> None:
+    """Refuse a vocab_size that is not an integer from 257 to 2**20."""
+    if (
+        isinstance(vocab_size, bool)
+        or not isinstance(vocab_size, int)
+        or not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE
+    ):
+        raise ConfigError(
+            f"vocab_size is {vocab_size!r}; give an integer from {MIN_VOCAB_SIZE} (256 "
+            f"bytes and the separator) to {MAX_VOCAB_SIZE:,}"
+        )
+
+
+_silence_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Send what native code prints to nowhere: gigatoken prints while it trains."""
+    with _silence_lock, open(os.devnull, "wb") as nowhere:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        saved = [(number, os.dup(number)) for number in (1, 2)]
+        try:
+            for number, _ in saved:
+                os.dup2(nowhere.fileno(), number)
+            yield
+        finally:
+            for number, copy in saved:
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def _learn_merges(sample: bytes, vocab_size: int) -> list[Merge]:
+    if vocab_size == MIN_VOCAB_SIZE:
+        return []
+    with _silenced():
+        _, merges = gigatoken.train_bpe(
+            sample, vocab_size, [SEPARATOR.decode()], separator=SEPARATOR
+        )
+    # A token that is made a second time marks the end of the merges that join
+    # something: in BPE a token has one way to come about.
+    known: set[bytes] = set()
+    for rank, (left, right) in enumerate(merges):
+        if left + right in known:
+            return merges[:rank]
+        known.add(left + right)
+    return merges
+
+
+def _count_merges(merges: list[Merge], ids: Ids) -> npt.NDArray[np.int64]:
+    """How often each merge was applied while `ids` were made.
+
+    Every token but a byte was made by its one merge, out of two tokens made by
+    theirs. So the count of a merge is the count of its token among the ids, and
+    of the merges that used it up, which all have a later rank.
+
+    >>> ids = BPETokenizer([(b"l", b"o"), (b"lo", b"w")]).encode("low low lol")
+    >>> _count_merges([(b"l", b"o"), (b"lo", b"w")], ids)
+    array([3, 2])
+    """
+    id_of = {bytes([byte]): byte for byte in range(256)}
+    id_of.update(
+        (left + right, token_id)
+        for token_id, (left, right) in enumerate(merges, FIRST_MERGE_ID)
+    )
+    counts = np.bincount(ids, minlength=FIRST_MERGE_ID + len(merges)).tolist()
+    for token_id in range(len(counts) - 1, FIRST_MERGE_ID - 1, -1):
+        left, right = merges[token_id - FIRST_MERGE_ID]
+        counts[id_of[left]] += counts[token_id]
+        counts[id_of[right]] += counts[token_id]
+    return np.array(counts[FIRST_MERGE_ID:], dtype=np.int64)
+
+
+# tokenizer.json spells bytes as visible characters, as GPT-2 did: a byte that is a
+# visible Latin-1 character stands for itself, the others follow from U+0100 on.
+_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN = sorted(set(range(256)) - set(_VISIBLE))
+_CHAR_OF = {byte: chr(byte) for byte in _VISIBLE} | {
+    byte: chr(0x100 + place) for place, byte in enumerate(_HIDDEN)
+}
+_BYTE_OF = {char: byte for byte, char in _CHAR_OF.items()}
+
+
+def _to_chars(token_bytes: bytes) -> str:
+    return "".join(map(_CHAR_OF.__getitem__, token_bytes))
+
+
+def _to_token_bytes(chars: str) -> bytes:
+    return bytes(map(_BYTE_OF.__getitem__, chars))
+
+
+def _to_json(merges: list[Merge]) -> bytes:
+    """The bytes of a tokenizer.json: a function of the merges alone."""
+    vocab = {_CHAR_OF[byte]: byte for byte in range(256)}
+    vocab[SEPARATOR.decode()] = SEPARATOR_ID
+    for token_id, (left, right) in enumerate(merges, FIRST_MERGE_ID):
+        vocab[_to_chars(left + right)] = token_id
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    value = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": SEPARATOR_ID,
+                "content": SEPARATOR.decode(),
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": [[_to_chars(left), _to_chars(right)] for left, right in merges],
+        },
+    }
+    return json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
