@@ -29,7 +29,7 @@ MAX_UNCUT_BYTES = 256 << 20
 # longer than a chunk may be cut there (tests/test_corpus.py sweeps every offset).
 # The ASCII before it keeps away from invalid UTF-8: gigatoken takes the three bytes
 # after a stray 0xff for the rest of a character.
-_SAFE_CUT = re.compile(rb"[\x00-\x7f]{2}[!-~](?=[ \t\n\r])")
+_SAFE_CUT = re.compile(rb"(?<=[\x00-\x7f]{2})[!-~](?=[ \t\n\r])")
 
 
 def find_cut(text: bytes, start: int = 0) -> int:

@@ -110,7 +110,7 @@ class TokenWriter:
         data = ids.astype(self._dtype, order="C", casting="safe", copy=False)
         self.num_tokens += len(data)
         self.num_documents += int(np.count_nonzero(data == self._separator_id))
-        raw = memoryview(data).cast("B")
+        raw = data.data.cast("B")
         self._file.write(raw)
         self._sha256.update(raw)
         while raw:

@@ -1,0 +1,72 @@
+"""Stage bpe: learn a tokenizer from the first documents of the train split.
+
+Writes build/tokenizer.json, metrics and the counts of the merges.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.stage import (
+    CORPUS_DIR,
+    REPORTS_DIR,
+    TOKENIZER_PATH,
+    read_param,
+    run_stage,
+    write_rank_plot,
+)
+from tiny_llm.atomic import write_json
+from tiny_llm.corpus import read_sample
+from tiny_llm.errors import ConfigError
+from tiny_llm.tokenize import BPETokenizer, check_vocab_size
+
+
+def learn() -> str:
+    """Train on the sample that params.yaml asks for."""
+    vocab_size = read_param("bpe", "vocab_size")
+    check_vocab_size(vocab_size)
+    sample = read_sample(
+        CORPUS_DIR / "train.txt", _to_bytes(read_param("bpe", "sample_mb"))
+    )
+    tokenizer = BPETokenizer()
+    tokenizer.train(sample, vocab_size)
+    tokenizer.save(TOKENIZER_PATH)
+
+    counts = [] if tokenizer.merge_counts is None else tokenizer.merge_counts.tolist()
+    write_json(
+        REPORTS_DIR / "bpe.json",
+        {
+            "vocab_size_asked": vocab_size,
+            "vocab_size": tokenizer.vocab_size,
+            "num_merges": len(counts),
+            "sample_bytes": len(sample),
+            "last_merge_count": counts[-1] if counts else 0,
+        },
+    )
+    write_rank_plot(REPORTS_DIR / "merge_counts.csv", counts)
+    line = (
+        f"wrote {TOKENIZER_PATH}: vocab_size {tokenizer.vocab_size:,}, learned from "
+        f"{len(sample):,} bytes"
+    )
+    if tokenizer.vocab_size < vocab_size:
+        line += f"; {vocab_size:,} were asked for, but the sample has no more pairs"
+    return line
+
+
+def _to_bytes(sample_mb: object) -> int:
+    if (
+        isinstance(sample_mb, bool)
+        or not isinstance(sample_mb, int | float)
+        or not 0 < sample_mb < 1 << 40
+    ):
+        raise ConfigError(
+            f"bpe.sample_mb is {sample_mb!r}; give a number of MiB above 0"
+        )
+    return max(1, int(sample_mb * (1 << 20)))
+
+
+if __name__ == "__main__":
+    run_stage(
+        argparse.ArgumentParser(prog="python -m pipeline.bpe", description=__doc__),
+        learn,
+    )

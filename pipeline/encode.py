@@ -1,0 +1,75 @@
+"""Stages encode-train and encode-valid: turn a split's text into token ids, once.
+
+Writes build/tokens/SPLIT.bin with its manifest SPLIT.json, metrics, and plot data.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.stage import (
+    CORPUS_DIR,
+    REPORTS_DIR,
+    SPLITS,
+    TOKENIZER_PATH,
+    TOKENS_DIR,
+    progress_bar,
+    run_stage,
+    write_csv,
+    write_rank_plot,
+)
+from tiny_llm.atomic import write_json
+from tiny_llm.encoding import encode_file
+from tiny_llm.stats import measure_tokens
+from tiny_llm.tokenize import BPETokenizer
+from tiny_llm.tokens import Manifest
+
+
+def encode(split: str) -> str:
+    """Encode one split and report on its ids."""
+    source = CORPUS_DIR / f"{split}.txt"
+    target = TOKENS_DIR / f"{split}.bin"
+    tokenizer = BPETokenizer.load(TOKENIZER_PATH)
+    num_bytes = source.stat().st_size if source.is_file() else 0
+    with progress_bar(f"encode {split}", num_bytes) as bar:
+        manifest = encode_file(tokenizer, source, target, on_progress=bar.update)
+    _report(split, manifest)
+    return (
+        f"wrote {target}: {manifest.num_tokens:,} ids ({manifest.dtype}), "
+        f"{manifest.num_bytes / manifest.num_tokens:.2f} bytes/token"
+    )
+
+
+def _report(split: str, manifest: Manifest) -> None:
+    stats = measure_tokens(TOKENS_DIR / f"{split}.bin")
+    write_json(
+        REPORTS_DIR / f"encode-{split}.json",
+        {
+            "num_tokens": manifest.num_tokens,
+            "num_documents": manifest.num_documents,
+            "bytes_per_token": round(manifest.num_bytes / manifest.num_tokens, 4),
+            "tokens_per_document": {
+                "mean": round(stats.mean_length, 2),
+                "p50": stats.length_percentile(50),
+                "p95": stats.length_percentile(95),
+                "max": stats.length_percentile(100),
+            },
+            "vocab_used": round(stats.vocab_used, 4),
+        },
+    )
+    write_rank_plot(
+        REPORTS_DIR / f"token_frequency-{split}.csv", stats.counts_by_rank()
+    )
+    write_csv(
+        REPORTS_DIR / f"document_lengths-{split}.csv",
+        ("num_tokens", "num_documents"),
+        stats.length_histogram(),
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.encode", description=__doc__
+    )
+    parser.add_argument("split", choices=SPLITS, help="which split to encode")
+    run_stage(parser, encode)

@@ -1,0 +1,97 @@
+"""Stage fetch: bring both splits to build/corpus/, whatever the source.
+
+`fetch.source` in params.yaml is a folder with train.txt and valid.txt, or a manifest
+of pinned downloads (YAML: url, size in bytes and sha256 of each split).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.stage import CORPUS_DIR, SPLITS, progress_bar, read_param, run_stage
+from tiny_llm.atomic import atomic_link, atomic_write
+from tiny_llm.corpus import open_text
+from tiny_llm.download import download, read_pins
+from tiny_llm.errors import ConfigError, InputError
+
+_COPY_BYTES = 32 << 20
+
+
+def fetch() -> str:
+    """Bring both splits from the source that params.yaml names."""
+    name = read_param("fetch", "source")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(
+            f"fetch.source is {name!r}; give a folder with train.txt and valid.txt, or "
+            "a manifest such as pipeline/tinystories.yaml"
+        )
+    source = Path(name).expanduser()
+    if source.is_dir():
+        _copy_folder(source)
+    elif source.is_file():
+        _download_manifest(source)
+    else:
+        raise InputError(
+            f"fetch.source: no folder or file {name}; give a folder with train.txt and "
+            "valid.txt, or a manifest such as pipeline/tinystories.yaml"
+        )
+    written = (CORPUS_DIR / f"{split}.txt" for split in SPLITS)
+    return "wrote " + ", ".join(
+        f"{path}: {path.stat().st_size:,} bytes" for path in written
+    )
+
+
+def _copy_folder(folder: Path) -> None:
+    sources = {split: folder / f"{split}.txt" for split in SPLITS}
+    for path in sources.values():
+        if not path.is_file():
+            raise InputError(
+                f"{path}: no such file; fetch.source must hold train.txt and valid.txt"
+            )
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty; give a file with text in it")
+    for split, path in sources.items():
+        with progress_bar(f"copy {split}", path.stat().st_size) as bar:
+            _copy(path, CORPUS_DIR / f"{split}.txt", bar)
+
+
+def _copy(source: Path, target: Path, bar: tqdm[Any]) -> None:
+    """Copy in the kernel, which shares the blocks where the filesystem can.
+
+    Never a hard link: DVC makes its files read-only, and an edit of the user's text
+    would change DVC's copy of it.
+    """
+    with open_text(source) as reader, atomic_write(target) as writer:
+        try:
+            while copied := os.copy_file_range(
+                reader.fileno(), writer.fileno(), _COPY_BYTES
+            ):
+                bar.update(copied)
+        except (AttributeError, OSError):
+            # Not on this system, or not between these two filesystems.
+            reader.seek(writer.seek(0, os.SEEK_END))
+            shutil.copyfileobj(reader, writer, _COPY_BYTES)
+
+
+def _download_manifest(path: Path) -> None:
+    """Download both splits to the user's cache folder, and link them from there."""
+    for split, pin in read_pins(path).items():
+        with progress_bar(f"download {split}", pin.size) as bar:
+            cached = download(pin, on_progress=bar.update)
+        target = CORPUS_DIR / f"{split}.txt"
+        if not atomic_link(cached, target):
+            with progress_bar(f"copy {split}", pin.size) as bar:
+                _copy(cached, target, bar)
+
+
+if __name__ == "__main__":
+    run_stage(
+        argparse.ArgumentParser(prog="python -m pipeline.fetch", description=__doc__),
+        fetch,
+    )

@@ -1,0 +1,295 @@
+"""Stages run one by one: bad input ends in one line, a status, and no outputs."""
+
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.conftest import SEP, Clone
+
+
+@pytest.fixture
+def workspace(fresh_clone, tmp_path, text) -> Clone:
+    """The code without its corpus, and a source folder of one's own."""
+    path = tmp_path / "workspace"
+    for name in ("tiny_llm", "pipeline"):
+        shutil.copytree(fresh_clone.path / name, path / name)
+    shutil.copy(fresh_clone.path / "params.yaml", path)
+    source = tmp_path / "my stories"
+    source.mkdir()
+    for split in ("train", "valid"):
+        (source / f"{split}.txt").write_bytes(text)
+    (tmp_path / "home").mkdir()
+    workspace = Clone(path, tmp_path / "home")
+    workspace.source = source
+    workspace.set_param("source", f'"{source}"')
+    return workspace
+
+
+def built(workspace) -> list[str]:
+    """What the stages left behind."""
+    return sorted(
+        str(path.relative_to(workspace.path))
+        for name in ("build", "reports")
+        for path in (workspace.path / name).rglob("*")
+        if path.is_file()
+    )
+
+
+def expect(done, status, *words):
+    """One readable line, the right exit status, and no traceback."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert "error: " in line
+    for word in words:
+        assert word in line
+    assert "Traceback" not in line
+
+
+def run_up_to(workspace, name):
+    for stage in (["fetch"], ["bpe"], ["encode", "train"], ["encode", "valid"]):
+        done = workspace.stage(*stage)
+        assert done.returncode == 0, done.stderr
+        if stage[0] == name:
+            return done
+    return done
+
+
+def test_a_stage_says_in_one_line_what_it_wrote(workspace):
+    lines = [
+        workspace.stage(*stage).stderr
+        for stage in (["fetch"], ["bpe"], ["encode", "train"], ["encode", "valid"])
+    ]
+    assert all(line.count("\n") == 1 for line in lines)
+    assert lines[0].startswith("wrote build/corpus/train.txt: ")
+    assert lines[1].startswith("wrote build/tokenizer.json: vocab_size ")
+    assert "4,096 were asked for, but the sample has no more pairs" in lines[1]
+    assert lines[2].startswith("wrote build/tokens/train.bin: ")
+    assert lines[3].endswith(" bytes/token\n")
+    assert built(workspace) == [
+        "build/corpus/train.txt",
+        "build/corpus/valid.txt",
+        "build/tokenizer.json",
+        "build/tokens/train.bin",
+        "build/tokens/train.json",
+        "build/tokens/valid.bin",
+        "build/tokens/valid.json",
+        "reports/bpe.json",
+        "reports/document_lengths-train.csv",
+        "reports/document_lengths-valid.csv",
+        "reports/encode-train.json",
+        "reports/encode-valid.json",
+        "reports/merge_counts.csv",
+        "reports/token_frequency-train.csv",
+        "reports/token_frequency-valid.csv",
+    ]
+
+
+@pytest.mark.parametrize("name", ["fetch", "bpe", "encode", "verify"])
+def test_every_stage_explains_itself(workspace, name):
+    done = workspace.stage(name, "--help")
+    assert done.returncode == 0
+    assert f"python -m pipeline.{name}" in done.stdout
+
+
+def test_metrics_say_what_was_made(workspace, text):
+    run_up_to(workspace, "all")
+    reports = workspace.path / "reports"
+    bpe = json.loads((reports / "bpe.json").read_bytes())
+    assert list(bpe) == [
+        "vocab_size_asked",
+        "vocab_size",
+        "num_merges",
+        "sample_bytes",
+        "last_merge_count",
+    ]
+    assert bpe["vocab_size_asked"] == 4096
+    assert bpe["vocab_size"] == 257 + bpe["num_merges"] < 4096
+    assert bpe["sample_bytes"] == len(text)
+    encode = json.loads((reports / "encode-train.json").read_bytes())
+    assert encode["num_documents"] == text.count(SEP)
+    assert encode["bytes_per_token"] == round(len(text) / encode["num_tokens"], 4)
+    assert set(encode["tokens_per_document"]) == {"mean", "p50", "p95", "max"}
+    assert 0 < encode["vocab_used"] <= 1
+    rows = (reports / "token_frequency-train.csv").read_text().splitlines()
+    assert rows[0] == "rank,count"
+    counts = [int(row.split(",")[1]) for row in rows[1:]]
+    assert sum(counts) == encode["num_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stage", "status", "words"),
+    [
+        ("source", "gone", "fetch", 3, ["no folder or file gone"]),
+        ("source", "3", "fetch", 2, ["fetch.source is 3"]),
+        ("source", "", "fetch", 2, ["fetch.source is None"]),
+        ("source", "params.yaml", "fetch", 2, ["train needs url"]),
+        ("source", "!!python/object/apply:os.getcwd []", "fetch", 2, ["plain YAML"]),
+        ("vocab_size", "256", "bpe", 2, ["vocab_size is 256", "257"]),
+        ("vocab_size", "2000000", "bpe", 2, ["vocab_size is 2000000", "1,048,576"]),
+        ("vocab_size", "4096.0", "bpe", 2, ["vocab_size is 4096.0", "integer"]),
+        ("vocab_size", "many", "bpe", 2, ["vocab_size is 'many'"]),
+        ("vocab_size", "true", "bpe", 2, ["vocab_size is True"]),
+        ("sample_mb", "0", "bpe", 2, ["sample_mb is 0"]),
+        ("sample_mb", "-1", "bpe", 2, ["sample_mb is -1"]),
+        ("sample_mb", ".nan", "bpe", 2, ["sample_mb is nan"]),
+        ("sample_mb", ".inf", "bpe", 2, ["sample_mb is inf"]),
+        ("sample_mb", "ten", "bpe", 2, ["sample_mb is 'ten'"]),
+    ],
+)
+def test_a_bad_parameter_is_named(workspace, name, value, stage, status, words):
+    if stage == "bpe":
+        run_up_to(workspace, "fetch")
+    before = built(workspace)
+    workspace.set_param(name, value)
+    expect(workspace.stage(stage), status, *words)
+    assert built(workspace) == before
+
+
+def test_a_missing_parameter_is_named(workspace):
+    (workspace.path / "params.yaml").write_text("bpe:\n")
+    expect(workspace.stage("fetch"), 2, "params.yaml lacks fetch.source")
+    expect(workspace.stage("bpe"), 2, "params.yaml lacks bpe.vocab_size")
+    (workspace.path / "params.yaml").unlink()
+    expect(workspace.stage("bpe"), 2, "no params.yaml here")
+
+
+def test_a_source_folder_without_a_split_is_refused(workspace):
+    (workspace.source / "valid.txt").unlink()
+    expect(workspace.stage("fetch"), 3, "valid.txt", "must hold train.txt and valid")
+    assert built(workspace) == []
+
+
+def test_an_empty_source_is_refused(workspace):
+    (workspace.source / "train.txt").write_bytes(b"")
+    expect(workspace.stage("fetch"), 3, "train.txt is empty")
+    assert built(workspace) == []
+
+
+@pytest.mark.parametrize("content", [b"\n \n", SEP, SEP + b"\n" + SEP + b"\n"])
+def test_a_corpus_without_a_document_is_refused(workspace, content):
+    (workspace.source / "train.txt").write_bytes(content)
+    (workspace.source / "valid.txt").write_bytes(content)
+    run_up_to(workspace, "fetch")
+    before = built(workspace)
+    expect(workspace.stage("bpe"), 3, "build/corpus/train.txt", "no document")
+    assert built(workspace) == before
+
+
+def test_a_split_without_a_document_is_refused(workspace):
+    (workspace.source / "valid.txt").write_bytes(SEP)
+    run_up_to(workspace, "bpe")
+    before = built(workspace)
+    expect(workspace.stage("encode", "valid"), 3, "valid.txt holds no document")
+    assert built(workspace) == before
+
+
+def test_stages_out_of_order_say_what_is_missing(workspace):
+    expect(workspace.stage("bpe"), 3, "build/corpus/train.txt: no such file")
+    expect(workspace.stage("encode", "train"), 3, "build/tokenizer.json: no such file")
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(workspace):
+    run_up_to(workspace, "bpe")
+    (workspace.path / "build" / "tokenizer.json").write_text("{}")
+    expect(workspace.stage("encode", "train"), 3, "not a byte-level BPE tokenizer.json")
+
+
+def test_an_unknown_split_is_refused(workspace):
+    done = workspace.stage("encode", "test")
+    assert done.returncode == 2
+    assert "invalid choice" in done.stderr
+
+
+def test_verify_names_what_is_damaged(workspace):
+    run_up_to(workspace, "all")
+    done = workspace.stage("verify")
+    assert (done.returncode, done.stderr[:15]) == (0, "verified train:")
+    path = workspace.path / "build" / "tokens" / "valid.bin"
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    expect(workspace.stage("verify"), 4, "valid.bin", "block 0")
+    path.write_bytes(whole[:-2])
+    expect(workspace.stage("verify"), 4, "valid.bin", "its manifest says")
+    path.unlink()
+    expect(workspace.stage("verify"), 3, "valid.bin: no such token file")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell's ulimit")
+@pytest.mark.parametrize("stage", ["fetch", "bpe", "encode train"])
+def test_a_disk_that_refuses_to_grow_a_file_is_named(workspace, stage, text):
+    """A file size limit of 1 KiB stands in for a full disk, with the same path."""
+    (workspace.source / "train.txt").write_bytes(text * 100)
+    if stage != "fetch":
+        run_up_to(workspace, {"bpe": "fetch"}.get(stage, "bpe"))
+    before = built(workspace)
+    done = workspace.run(
+        "bash",
+        "-c",
+        f"ulimit -f 1; exec {sys.executable} -m pipeline.{stage}",
+        check=False,
+    )
+    expect(done, 5, "build/", "File too large")
+    assert built(workspace) == before
+
+
+def test_two_runs_of_one_stage_leave_one_whole_result(workspace):
+    run_up_to(workspace, "bpe")
+    command = [sys.executable, "-m", "pipeline.encode", "train"]
+    runs = [
+        subprocess.Popen(command, cwd=workspace.path, stderr=subprocess.DEVNULL)
+        for _ in range(3)
+    ]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    workspace.stage("encode", "valid")
+    assert workspace.stage("verify").returncode == 0
+    assert not [name for name in built(workspace) if name.endswith(".tmp")]
+
+
+def test_the_source_is_copied_byte_for_byte_and_left_alone(workspace, text):
+    run_up_to(workspace, "fetch")
+    copy = workspace.path / "build" / "corpus" / "train.txt"
+    assert copy.read_bytes() == text
+    assert not os.path.samefile(copy, workspace.source / "train.txt")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_a_manifest_is_downloaded_once_and_verified(workspace, text):
+    def handler(*args):
+        return QuietHandler(*args, directory=str(workspace.source))
+
+    manifest = workspace.path / "pins.yaml"
+    workspace.set_param("source", "pins.yaml")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        pins = {
+            split: {
+                "url": f"http://127.0.0.1:{server.server_port}/{split}.txt",
+                "size": len(text),
+                "sha256": hashlib.sha256(text).hexdigest(),
+            }
+            for split in ("train", "valid")
+        }
+        manifest.write_text(json.dumps(pins))
+        run_up_to(workspace, "fetch")
+        pins["valid"]["sha256"] = "0" * 64
+        manifest.write_text(json.dumps(pins))
+        expect(workspace.stage("fetch"), 4, "valid.txt: got sha256", "not 0000")
+        server.shutdown()
+        thread.join()
+    pins["valid"]["sha256"] = pins["train"]["sha256"]
+    manifest.write_text(json.dumps(pins))
+    run_up_to(workspace, "fetch")  # From the cache: the server is gone.
+    assert (workspace.path / "build" / "corpus" / "valid.txt").read_bytes() == text
