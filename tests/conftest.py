@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,12 @@ def clone(built_clone, tmp_path) -> Clone:
 def corpus_text() -> bytes:
     """The train split of the built-in corpus."""
     return (ROOT / "data" / "train.txt").read_bytes()
+
+
+def wide_merges() -> list[tuple[bytes, bytes]]:
+    """65,536 merges: words of two and three letters, and last of all ABAB."""
+    letters = [letter.encode() for letter in string.ascii_uppercase]
+    letters += [letter.encode() for letter in string.ascii_lowercase]
+    pairs = [(a, b) for a in letters for b in letters]
+    triples = [(a + b, c) for a, b in pairs for c in letters]
+    return [*[*pairs, *triples][:65_535], (b"AB", b"AB")]

@@ -12,9 +12,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import PRINT_PEAK_KIB, needs_proc
+from tests.conftest import PRINT_PEAK_KIB, needs_proc, wide_merges
 from tiny_llm.errors import ConfigError, InputError
-from tiny_llm.tokenize import BPETokenizer
+from tiny_llm.tokenize import BPETokenizer, _is_utf8
 
 SEP = "<|endoftext|>"
 
@@ -175,6 +175,35 @@ def test_ids_match_hf_tokenizers_on_any_unicode(tmp_path, text):
 
 
 @settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([0x41, 0x20, 0x80, 0xBF, 0xC3, 0xE2, 0xED, 0xF0, 0xFF]))
+)
+def test_bytes_are_utf8_when_python_says_so(data):
+    try:
+        bytes(data).decode()
+        valid = True
+    except UnicodeDecodeError:
+        valid = False
+    assert _is_utf8(bytes(data)) == valid
+    # Whatever comes before: the fast test looks at words of eight bytes.
+    assert all(_is_utf8(b"x" * n + bytes(data)) == valid for n in range(8))
+
+
+def test_invalid_bytes_part_the_text_wherever_they_stand():
+    """The engine's own split of such text depends on its place in memory."""
+    tokenizer = BPETokenizer([(b" ", b"a"), (b" ", b" ")])
+    for before in range(100):
+        ids = tokenizer.encode(b"x" * before + b"\xf8  \xff  a\xf8")
+        assert ids.tolist()[before:] == [0xF8, 258, 0xFF, 32, 257, 0xF8]
+
+
+def test_invalid_bytes_take_no_part_in_merges():
+    tokenizer = train(b"ab\xff\xff\xc3" * 100, 300)
+    assert tokenizer.merges == [(b"a", b"b")]
+    assert tokenizer.merge_counts.tolist() == [100]
+
+
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=50), st.just(SEP.encode()))).map(b"".join))
 def test_decode_inverts_encode_on_any_bytes(data):
     tokenizer = BPETokenizer([(b"\xff", b"\xff"), (b"\xc3", b"\xa9"), (b"a", b"b")])
@@ -269,13 +298,14 @@ def test_decoding_an_id_outside_the_vocab_is_refused(ids):
 
 
 def test_ids_above_65535_are_kept_in_uint32():
-    merges = [(bytes([a]), bytes([b])) for a in range(256) for b in range(256)]
+    merges = wide_merges()
     assert BPETokenizer(merges[: 65_536 - 257]).dtype == np.uint16
     tokenizer = BPETokenizer(merges)
-    ids = tokenizer.encode(b"\xff\xff")
+    last = b"".join(merges[-1])
+    ids = tokenizer.encode(last)
     assert ids.dtype == np.uint32
     assert ids.tolist() == [65_536 + 256]
-    assert tokenizer.decode_bytes(ids) == b"\xff\xff"
+    assert tokenizer.decode_bytes(ids) == last
 
 
 @needs_proc

@@ -27,9 +27,7 @@ MAX_UNCUT_BYTES = 256 << 20
 # A visible ASCII character before ASCII white space always ends a pretoken of the
 # GPT-2 pattern, and what follows is split the same without it: so a document
 # longer than a chunk may be cut there (tests/test_corpus.py sweeps every offset).
-# The ASCII before it keeps away from invalid UTF-8: gigatoken takes the three bytes
-# after a stray 0xff for the rest of a character.
-_SAFE_CUT = re.compile(rb"(?<=[\x00-\x7f]{2})[!-~](?=[ \t\n\r])")
+_SAFE_CUT = re.compile(rb"[!-~](?=[ \t\n\r])")
 
 
 def find_cut(text: bytes, start: int = 0) -> int:
@@ -41,7 +39,8 @@ def find_cut(text: bytes, start: int = 0) -> int:
 
     Returns:
         The length of the piece before the cut: after the last separator if there
-        is one, else before the last white space that follows ASCII text, else 0.
+        is one, else before the last white space that follows a visible ASCII
+        character, else 0.
 
     >>> find_cut(b"The end.<|endoftext|>Once upon")
     21
@@ -54,7 +53,7 @@ def find_cut(text: bytes, start: int = 0) -> int:
     if place >= 0:
         return place + len(SEPARATOR)
     last = 0
-    for match in _SAFE_CUT.finditer(text, max(0, start - 3)):
+    for match in _SAFE_CUT.finditer(text, max(0, start - 1)):
         last = match.end()
     return last
 
