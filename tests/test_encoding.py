@@ -60,12 +60,16 @@ def test_random_bytes_come_back_unchanged_for_any_chunk_size(tokenizer, tmp_path
         assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")) == content
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 7])
 @pytest.mark.parametrize("chunk_bytes", [1, 13, 100, 1 << 20])
-def test_token_file_is_equal_for_every_chunk_size(
-    tokenizer, tmp_path, text, chunk_bytes
+def test_token_file_is_equal_for_any_chunk_size_and_number_of_threads(
+    tokenizer, tmp_path, text, chunk_bytes, num_threads
 ):
     expected = encode(tokenizer, tmp_path, text)
-    assert encode(tokenizer, tmp_path, text, chunk_bytes=chunk_bytes) == expected
+    found = encode(
+        tokenizer, tmp_path, text, chunk_bytes=chunk_bytes, num_threads=num_threads
+    )
+    assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,8 @@ from tiny_llm.errors import InputError, ResourceError
 
 SEPARATOR = b"<|endoftext|>"
 
-# Chunks of about 1 MiB encode faster than larger ones and keep memory flat
-# (benchmarks/LOG.md).
-CHUNK_BYTES = 1 << 20
+# Larger chunks take more memory and are no faster (benchmarks/LOG.md).
+CHUNK_BYTES = 1 << 19
 
 # The longest piece of text without a place to cut it, held in memory at once.
 MAX_UNCUT_BYTES = 256 << 20

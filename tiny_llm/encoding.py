@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from tiny_llm.corpus import CHUNK_BYTES, SEPARATOR, has_text, read_chunks
 from tiny_llm.errors import InputError
+from tiny_llm.parallel import map_in_order
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import Manifest, read_manifest, write_tokens
 
@@ -22,6 +23,7 @@ def encode_file(
     *,
     on_progress: Callable[[int], object] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    num_threads: int | None = None,
 ) -> Manifest:
     """Encode a text file once, losslessly.
 
@@ -30,7 +32,9 @@ def encode_file(
         source: Text; documents end at separators.
         target: The token file, `NAME.bin`; its manifest `NAME.json` goes beside it.
         on_progress: Called with the number of bytes of each finished chunk.
-        chunk_bytes: How much text is encoded at a time.
+        chunk_bytes: How much text is encoded at a time. Ids do not depend on it.
+        num_threads: How many chunks are encoded side by side; by default the number
+            of cores, up to two. Ids do not depend on it.
 
     Returns:
         The manifest that was written.
@@ -48,8 +52,12 @@ def encode_file(
         separator_id=tokenizer.separator_id,
         tokenizer_sha256=tokenizer.sha256,
     ) as writer:
-        for chunk in read_chunks(source, chunk_bytes):
-            writer.append(tokenizer.encode(chunk))
+        for chunk, ids in map_in_order(
+            lambda chunk: (chunk, tokenizer.encode(chunk)),
+            read_chunks(source, chunk_bytes),
+            num_threads,
+        ):
+            writer.append(ids)
             writer.num_bytes += len(chunk)
             found_text = found_text or has_text(chunk)
             _, separator, rest = chunk.rpartition(SEPARATOR)

@@ -2,46 +2,33 @@
 
 Ids 0..255 are the bytes, 256 is the separator, merges follow from 257 in order of
 rank; so a smaller vocab's ids are a prefix of a larger one's. The file is a Hugging
-Face tokenizer.json. gigatoken (MIT, Marcel Rød) does the work; nothing outside this
-module knows. Text may be any bytes: one that is not valid UTF-8 becomes its own id, and
-parts the text as a separator does.
+Face tokenizer.json. Text may be any bytes: one that is not valid UTF-8 becomes its own
+id, and parts the text as a separator does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import re
-import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gigatoken
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from tiny_llm.atomic import atomic_write
 from tiny_llm.corpus import SEPARATOR
+from tiny_llm.engine import Engine, Merge, learn_merges
 from tiny_llm.errors import ConfigError, InputError
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
-Merge = tuple[bytes, bytes]
 
 SEPARATOR_ID = 256
 FIRST_MERGE_ID = 257
 MIN_VOCAB_SIZE = FIRST_MERGE_ID
 MAX_VOCAB_SIZE = 1 << 20
-
-# gigatoken remembers every distinct pretoken it has seen, without limit: on text
-# of ever new words that is 45 bytes of memory for each byte of text. So its memory
-# is looked at after each MiB of text, and it is built anew (30 ms) past this growth.
-_CACHE_BYTES = 24 << 20
-_CACHE_CHECK_BYTES = 1 << 20
 
 
 class BPETokenizer:
@@ -88,12 +75,7 @@ class BPETokenizer:
         self.merges = merges
         self.merge_counts: npt.NDArray[np.int64] | None = None
         self._file_bytes = _to_json(merges)
-        self._build_engine()
-
-    def _build_engine(self) -> None:
-        self._engine = gigatoken.Tokenizer.from_json(self._file_bytes)
-        self._engine_text_bytes = 0
-        self._engine_base_bytes: int | None = None
+        self._engine = Engine(self._file_bytes)
 
     @property
     def vocab_size(self) -> int:
@@ -131,9 +113,8 @@ class BPETokenizer:
         """
         check_vocab_size(vocab_size)
         sample = _to_bytes(text)
-        self._set_merges(_learn_merges(sample, vocab_size))
+        self._set_merges(learn_merges(sample, vocab_size - FIRST_MERGE_ID))
         counts = _count_merges(self.merges, self.encode(sample))
-        # Once no pair is left, gigatoken adds merges that join nothing.
         num_used = int(np.argmin(counts > 0)) if (counts == 0).any() else len(counts)
         if num_used < len(self.merges):
             self._set_merges(self.merges[:num_used])
@@ -148,26 +129,8 @@ class BPETokenizer:
         Returns:
             Shape (number of tokens,), `dtype`.
         """
-        data = _to_bytes(text)
-        if _is_utf8(data):
-            ids = self._engine.encode(data)
-        else:
-            pieces = _split_at_invalid(data)
-            ids = np.concatenate([self._engine.encode(piece) for piece in pieces])
-        self._engine_text_bytes += len(data)
-        if self._engine_text_bytes >= _CACHE_CHECK_BYTES:
-            self._limit_cache()
-        result: Ids = ids.astype(self.dtype)
+        result: Ids = self._engine.encode(_to_bytes(text)).astype(self.dtype)
         return result
-
-    def _limit_cache(self) -> None:
-        """Build the engine anew when its cache has grown past `_CACHE_BYTES`."""
-        resident = psutil.Process().memory_info().rss
-        self._engine_text_bytes = 0
-        if self._engine_base_bytes is None:
-            self._engine_base_bytes = resident
-        elif resident - self._engine_base_bytes > _CACHE_BYTES:
-            self._build_engine()
 
     def decode_bytes(self, ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
         """The bytes that ids stand for; the inverse of `encode`.
@@ -254,78 +217,8 @@ def check_vocab_size(vocab_size: object) -> None:
         )
 
 
-_silence_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Send what native code prints to nowhere: gigatoken prints while it trains."""
-    with _silence_lock, open(os.devnull, "wb") as nowhere:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        saved = [(number, os.dup(number)) for number in (1, 2)]
-        try:
-            for number, _ in saved:
-                os.dup2(nowhere.fileno(), number)
-            yield
-        finally:
-            for number, copy in saved:
-                os.dup2(copy, number)
-                os.close(copy)
-
-
 def _to_bytes(text: str | bytes) -> bytes:
     return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-
-
-# gigatoken splits invalid UTF-8 differently from one place in memory to the next, so
-# that ids would depend on how a file is cut: it is given valid text only.
-def _is_utf8(data: bytes) -> bool:
-    """Whether bytes are valid UTF-8; several times faster than decoding mostly ASCII.
-
-    Only the words of 8 bytes that are not ASCII are decoded, parted by spaces where
-    they do not lie side by side.
-    """
-    if data.isascii():
-        return True
-    words = np.frombuffer(data + b" " * (-len(data) % 8), dtype=np.uint64)
-    places = np.flatnonzero(words & 0x8080808080808080)
-    gaps = np.flatnonzero(np.diff(places) > 1) + 1
-    try:
-        np.insert(words[places], gaps, 0x2020202020202020).tobytes().decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _split_at_invalid(data: bytes) -> list[bytes]:
-    """Cut out the bytes that are not UTF-8: valid and invalid pieces in turn.
-
-    >>> [list(piece) for piece in _split_at_invalid(bytes([0x61, 0x62, 0xFF, 0x63]))]
-    [[97, 98], [255], [99]]
-    """
-    text = data.decode("utf-8", "surrogateescape")
-    pieces = re.split("([\udc80-\udcff])", text)
-    return [piece.encode("utf-8", "surrogateescape") for piece in pieces]
-
-
-def _learn_merges(sample: bytes, vocab_size: int) -> list[Merge]:
-    if vocab_size == MIN_VOCAB_SIZE:
-        return []
-    if not _is_utf8(sample):
-        sample = SEPARATOR.join(_split_at_invalid(sample)[::2])
-    with _silenced():
-        _, merges = gigatoken.train_bpe(
-            sample, vocab_size, [SEPARATOR.decode()], separator=SEPARATOR
-        )
-    # A token that is made a second time marks the end of the merges that join
-    # something: in BPE a token has one way to come about.
-    known: set[bytes] = set()
-    for rank, (left, right) in enumerate(merges):
-        if left + right in known:
-            return merges[:rank]
-        known.add(left + right)
-    return merges
 
 
 def _count_merges(merges: list[Merge], ids: Ids) -> npt.NDArray[np.int64]:
