@@ -1,0 +1,91 @@
+"""Variation: small paraphrases that any text gets for free.
+
+The table `swaps` names phrases and what may stand in their place, and `contract`
+makes "didn't" of some "did not". So a plot stays short and still reads differently
+each time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+from story_writer.grammar import capital
+from story_writer.library import Table
+
+_CONTRACTIONS = (
+    (r"\b([Cc]ould|[Dd]id|[Dd]oes|[Ww]as|[Ww]ere|[Hh]ad|[Ww]ould) not\b", r"\1n't"),
+    (r"\b([Ii]s|[Dd]o) not\b", r"\1n't"),
+    (r"\b([Cc])an ?not\b", r"\1an't"),
+    (r"\b([Ii]t|[Tt]hat|[Ww]hat) is (?=[a-z])", r"\1's "),
+    (r"\bI am (?=[a-z])", r"I'm "),
+    (r"\b(I|[Yy]ou|[Ww]e) will (?=[a-z])", r"\1'll "),
+    (
+        r"(?<!where )(?<!than )(?<!as )(?<!how )\b([Yy]ou|[Ww]e) are (?=[a-z])",
+        r"\1're ",
+    ),
+    (r"\bLet us (?!in\b|go of\b)(?=[a-z])", "Let's "),
+)
+_EACH_CONTRACTION = [(re.compile(long), short) for long, short in _CONTRACTIONS]
+
+
+def contract(text: str, is_wanted: Callable[[], bool]) -> str:
+    """Shorten each "did not", "it is" and the like for which `is_wanted` says so.
+
+    >>> contract("I am sure it is here. There it is!", lambda: True)
+    "I'm sure it's here. There it is!"
+    """
+
+    def shorten(found: re.Match[str], short: str) -> str:
+        whole: str = found[0]
+        return found.expand(short) if is_wanted() else whole
+
+    for pattern, short in _EACH_CONTRACTION:
+        text = pattern.sub(partial(shorten, short=short), text)
+    return text
+
+
+def swapper(swaps: Table) -> Callable[[str], str]:
+    """A function that puts the choices of the table into a template.
+
+    What it puts in is not searched again, and slots are left alone unless a phrase
+    names them.
+    """
+    choices = dict(swaps.rows)
+    longest_first = sorted(choices, key=lambda phrase: (-len(phrase), phrase))
+    bounded = (
+        (r"\b" if phrase[0].isalpha() else "")
+        + re.escape(phrase)
+        + (r"\b" if phrase[-1].isalpha() else "")
+        for phrase in longest_first
+    )
+    # Slots keep their case ({He} is not {he}); plain words may begin a sentence.
+    pattern = re.compile("|".join([*bounded, r"\{[^}]*\}"]), re.IGNORECASE)
+
+    def put_in(found: re.Match[str]) -> str:
+        text: str = found[0]
+        if text in choices:
+            return choices[text]
+        lower = text[:1].lower() + text[1:]
+        if text[:1].isupper() and lower in choices:
+            return _capital_options(choices[lower])
+        return text
+
+    return lambda template: pattern.sub(put_in, template)
+
+
+def _capital_options(choice: str) -> str:
+    """The text with a capital at its start, or at the start of each of its options.
+
+    >>> _capital_options("[soon|before long] it"), _capital_options("then [a|b]")
+    ('[Soon|Before long] it', 'Then [a|b]')
+    """
+    if not choice.startswith("["):
+        return _capital_start(choice)
+    options, close, rest = choice[1:].partition("]")
+    return "[" + "|".join(map(_capital_start, options.split("|"))) + close + rest
+
+
+def _capital_start(text: str) -> str:
+    return "{" + capital(text[1:]) if text.startswith("{") else capital(text)
