@@ -15,11 +15,12 @@ from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import open_tokens
 
 # If one of these changes, token ids change: say it loudly in CHANGELOG.md.
-GOLDEN = {
-    "tokenizer.json": "34bef5c69b57f7837be9e7930c053d0721197ca643dc4dc39d56e7923d8a42fa",
-    "tokens/train.bin": "82dfed3b3b17ce03c1f8cfcb1928643dc074aec225335b98399b39d11401dec1",
-    "tokens/valid.bin": "78a6c29b4b876451a6908b69eeb6d7d4d8323a64766525252b1393b142bec7ac",
-}
+SHA256SUMS = """\
+34bef5c69b57f7837be9e7930c053d0721197ca643dc4dc39d56e7923d8a42fa tokenizer.json
+82dfed3b3b17ce03c1f8cfcb1928643dc074aec225335b98399b39d11401dec1 tokens/train.bin
+78a6c29b4b876451a6908b69eeb6d7d4d8323a64766525252b1393b142bec7ac tokens/valid.bin
+"""
+GOLDEN = {name: digest for digest, name in map(str.split, SHA256SUMS.splitlines())}
 
 
 def digests(clone) -> dict[str, str]:
