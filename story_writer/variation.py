@@ -52,7 +52,7 @@ def swapper(swaps: Table) -> Callable[[str], str]:
     What it puts in is not searched again, and slots are left alone unless a phrase
     names them.
     """
-    choices = dict(swaps.rows)
+    choices = {row[0]: row[1] for row in swaps.rows}
     longest_first = sorted(choices, key=lambda phrase: (-len(phrase), phrase))
     bounded = (
         (r"\b" if phrase[0].isalpha() else "")
