@@ -168,9 +168,10 @@ def test_peak_memory_does_not_grow_with_the_file(tokenizer, tmp_path, text):
     code = (
         "import sys\n"
         "from tiny_llm.encoding import encode_file\n"
+        "from tiny_llm.stats import measure_tokens\n"
         "from tiny_llm.tokenize import BPETokenizer\n"
         "encode_file(BPETokenizer.load(sys.argv[1]), sys.argv[2], sys.argv[2] + '.bin')"
-        + PRINT_PEAK_KIB
+        "\nmeasure_tokens(sys.argv[2] + '.bin')" + PRINT_PEAK_KIB
     )
     peaks = []
     for times in (10_000, 300_000):

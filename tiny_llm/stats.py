@@ -14,9 +14,9 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from tiny_llm.tokens import open_tokens, read_manifest
+from tiny_llm.tokens import DTYPES, open_tokens, read_manifest
 
-_BLOCK_TOKENS = 4 << 20
+_BLOCK_TOKENS = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +87,20 @@ def measure_tokens(path: str | os.PathLike[str]) -> TokenStats:
         IntegrityError: The two disagree.
     """
     manifest = read_manifest(path)
-    ids = open_tokens(path)
+    num_tokens = len(open_tokens(path))
     id_counts = np.zeros(manifest.vocab_size, dtype=np.int64)
     lengths: collections.Counter[int] = collections.Counter()
-    begin = 0
-    for start in range(0, len(ids), _BLOCK_TOKENS):
-        block = ids[start : start + _BLOCK_TOKENS]
-        id_counts += np.bincount(block, minlength=manifest.vocab_size)
-        ends = start + 1 + np.flatnonzero(block == manifest.separator_id)
-        if len(ends):
-            lengths.update(np.diff(ends, prepend=begin).tolist())
-            begin = int(ends[-1])
+    begin = seen = 0
+    # Read, not mapped: pages of a map count as memory of the process.
+    with open(path, "rb") as file:
+        dtype = DTYPES[manifest.dtype]
+        while len(block := np.fromfile(file, dtype, _BLOCK_TOKENS)):
+            id_counts += np.bincount(block, minlength=manifest.vocab_size)
+            ends = seen + 1 + np.flatnonzero(block == manifest.separator_id)
+            if len(ends):
+                lengths.update(np.diff(ends, prepend=begin).tolist())
+                begin = int(ends[-1])
+            seen += len(block)
     if sum(lengths.values()) < manifest.num_documents:
-        lengths[len(ids) - begin] += 1
+        lengths[num_tokens - begin] += 1
     return TokenStats(id_counts, dict(lengths))
