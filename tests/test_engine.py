@@ -24,8 +24,9 @@ def test_bytes_are_utf8_when_python_says_so(data):
     except UnicodeDecodeError:
         valid = False
     assert is_utf8(bytes(data)) == valid
-    # Whatever comes before: the fast test looks at words of eight bytes.
-    assert all(is_utf8(b"x" * n + bytes(data)) == valid for n in range(8))
+    # Across the border of two blocks, and beside one that is all ASCII.
+    for before in range(4096 - len(data), 4097, 3):
+        assert is_utf8(b"x" * before + bytes(data) + b"x" * 9000) == valid
 
 
 @needs_proc

@@ -60,8 +60,9 @@ def encode_file(
             writer.append(ids)
             writer.num_bytes += len(chunk)
             found_text = found_text or has_text(chunk)
-            _, separator, rest = chunk.rpartition(SEPARATOR)
-            rest_has_text = has_text(rest) or (rest_has_text and not separator)
+            place = chunk.rfind(SEPARATOR)
+            rest = chunk[place + len(SEPARATOR) :] if place >= 0 else chunk
+            rest_has_text = has_text(rest) or (rest_has_text and place < 0)
             if on_progress:
                 on_progress(len(chunk))
         # White space after the last separator is kept, but is no document.

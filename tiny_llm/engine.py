@@ -54,51 +54,68 @@ def learn_merges(sample: bytes, num_merges: int) -> list[Merge]:
     return merges
 
 
-class Engine(threading.local):
-    """gigatoken, one for each thread: one shared by two threads is slower than one."""
+class Engine:
+    """Encodes and decodes in any number of threads at once.
+
+    One gigatoken shared by two threads is slower than one thread, so each call takes
+    one that is idle, or builds one (30 ms).
+    """
 
     def __init__(self, file_bytes: bytes) -> None:
         self._file_bytes = file_bytes
-        self._tokenizer: gigatoken.Tokenizer | None = None
-
-    def _build(self) -> gigatoken.Tokenizer:
-        self._text_bytes = 0
-        self._base_bytes = _resident_bytes()
-        self._tokenizer = gigatoken.Tokenizer.from_json(self._file_bytes)
-        return self._tokenizer
+        self._idle: list[_Worker] = []
 
     def encode(self, data: bytes) -> npt.NDArray[np.uint32]:
         """Ids of any bytes; what is not UTF-8 becomes ids of its own."""
-        if is_utf8(data):
-            return self._encode_utf8(data)
-        pieces = split_at_invalid(data)
-        return np.concatenate([self._encode_utf8(piece) for piece in pieces])
+        with self._borrow() as worker:
+            if is_utf8(data):
+                return worker.encode(data)
+            return np.concatenate([worker.encode(p) for p in split_at_invalid(data)])
 
     def decode(self, ids: npt.NDArray[np.uint32]) -> bytes:
         """Bytes of ids that are known to be in the vocab."""
-        return (self._tokenizer or self._build()).decode(ids)
+        with self._borrow() as worker:
+            return worker.tokenizer.decode(ids)
 
-    def _encode_utf8(self, data: bytes) -> npt.NDArray[np.uint32]:
-        tokenizer = self._tokenizer or self._build()
+    @contextlib.contextmanager
+    def _borrow(self) -> Iterator[_Worker]:
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            worker = _Worker(self._file_bytes)
+        yield worker
+        if worker.is_small():
+            self._idle.append(worker)
+        else:
+            del worker
+            _return_freed_memory()
+
+
+class _Worker:
+    """One gigatoken, and how much memory the process had before it."""
+
+    def __init__(self, file_bytes: bytes) -> None:
+        self._process = psutil.Process()
+        self._base_bytes: int = self._process.memory_info().rss
+        self._text_bytes = 0
+        self.tokenizer = gigatoken.Tokenizer.from_json(file_bytes)
+
+    def encode(self, data: bytes) -> npt.NDArray[np.uint32]:
         # Unlike gigatoken's `encode`, its batch calls release the GIL, and this one
         # gives a plain array: two threads take half the time of one.
-        rows, _ = tokenizer.encode_batch_padded([data], 0, parallel=False)
+        rows, _ = self.tokenizer.encode_batch_padded([data], 0, parallel=False)
         ids: npt.NDArray[np.uint32] = rows[0]
         self._text_bytes += len(data)
-        if self._text_bytes >= _CACHE_CHECK_BYTES:
-            self._text_bytes = 0
-            resident = _resident_bytes()
-            # Another thread's engine may have gone since this one was built.
-            self._base_bytes = min(self._base_bytes, resident)
-            if resident - self._base_bytes > _CACHE_BYTES:
-                self._tokenizer = None
-                _return_freed_memory()
         return ids
 
-
-def _resident_bytes() -> int:
-    resident: int = psutil.Process().memory_info().rss
-    return resident
+    def is_small(self) -> bool:
+        if self._text_bytes < _CACHE_CHECK_BYTES:
+            return True
+        self._text_bytes = 0
+        resident: int = self._process.memory_info().rss
+        # Another worker may have gone since this one was built.
+        self._base_bytes = min(self._base_bytes, resident)
+        return resident - self._base_bytes <= _CACHE_BYTES
 
 
 def _return_freed_memory() -> None:
@@ -110,18 +127,15 @@ def _return_freed_memory() -> None:
 # gigatoken splits invalid UTF-8 differently from one place in memory to the next, so
 # that ids would depend on how a file is cut: it is given valid text only.
 def is_utf8(data: bytes) -> bool:
-    """Whether bytes are valid UTF-8; several times faster than decoding mostly ASCII.
+    """Whether bytes are valid UTF-8; three times as fast as decoding mostly ASCII.
 
-    Only the words of 8 bytes that are not ASCII are decoded, parted by spaces where
-    they do not lie side by side.
+    Pure ASCII blocks are left out: for what stands around them, a space does as well.
     """
     if data.isascii():
         return True
-    words = np.frombuffer(data + b" " * (-len(data) % 8), dtype=np.uint64)
-    places = np.flatnonzero(words & 0x8080808080808080)
-    gaps = np.flatnonzero(np.diff(places) > 1) + 1
+    blocks = (data[i : i + 4096] for i in range(0, len(data), 4096))
     try:
-        np.insert(words[places], gaps, 0x2020202020202020).tobytes().decode()
+        b"".join(b" " if block.isascii() else block for block in blocks).decode()
     except UnicodeDecodeError:
         return False
     return True
