@@ -94,23 +94,28 @@ def read_chunks(
         ResourceError: More than 256 MiB without a place to cut.
     """
     with open_text(path) as file:
-        rest = b""
-        # Reading more while nothing can be cut keeps the work linear in the text.
-        while block := file.read(max(chunk_bytes, len(rest))):
-            text = rest + block
-            cut = find_cut(text, len(rest))
-            if cut:
-                yield text[:cut]
-            rest = text[cut:]
-            if len(rest) > MAX_UNCUT_BYTES:
-                raise ResourceError(
-                    f"{path}: {len(rest):,} bytes without white space or a "
-                    f"separator end at offset {file.tell():,}; at most "
-                    f"{MAX_UNCUT_BYTES:,} fit in memory, so add separators "
-                    f"({SEPARATOR.decode()})"
-                )
-        if rest:
-            yield rest
+        yield from cut_chunks(file, chunk_bytes)
+
+
+def cut_chunks(file: IO[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Like `read_chunks`, from an open file, or from memory by way of io.BytesIO."""
+    rest = b""
+    # Reading more while nothing can be cut keeps the work linear in the text.
+    while block := file.read(max(chunk_bytes, len(rest))):
+        text = rest + block
+        cut = find_cut(text, len(rest))
+        if cut:
+            yield text[:cut]
+        rest = text[cut:]
+        if len(rest) > MAX_UNCUT_BYTES:
+            raise ResourceError(
+                f"{getattr(file, 'name', 'text')}: {len(rest):,} bytes without white "
+                f"space or a separator end at offset {file.tell():,}; at most "
+                f"{MAX_UNCUT_BYTES:,} fit in memory, so add separators "
+                f"({SEPARATOR.decode()})"
+            )
+    if rest:
+        yield rest
 
 
 def read_sample(path: str | os.PathLike[str], sample_bytes: int) -> bytes:

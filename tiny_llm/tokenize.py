@@ -9,6 +9,7 @@ id, and parts the text as a separator does.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiny_llm.atomic import atomic_write
-from tiny_llm.corpus import SEPARATOR
+from tiny_llm.corpus import SEPARATOR, cut_chunks
 from tiny_llm.engine import Engine, Merge, learn_merges
 from tiny_llm.errors import ConfigError, InputError
 
@@ -129,8 +130,10 @@ class BPETokenizer:
         Returns:
             Shape (number of tokens,), `dtype`.
         """
-        result: Ids = self._engine.encode(_to_bytes(text)).astype(self.dtype)
-        return result
+        # gigatoken is several times as fast on small pieces as on one of 8 MB.
+        pieces = cut_chunks(io.BytesIO(_to_bytes(text)))
+        ids = [self._engine.encode(piece).astype(self.dtype) for piece in pieces]
+        return np.concatenate(ids) if ids else np.empty(0, self.dtype)
 
     def decode_bytes(self, ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
         """The bytes that ids stand for; the inverse of `encode`.
