@@ -49,8 +49,8 @@ picture: .venv/test.done  ## Draw reports/plots.svg from the plots of dvc.yaml
 
 lock: .venv/test.done  ## Pin what pyproject.toml asks for in requirements.lock
 	UV_CUSTOM_COMPILE_COMMAND='make lock' uv pip compile --quiet --universal \
-		--python-version 3.10 --all-extras --no-annotate --no-emit-index-url \
-		pyproject.toml --output-file requirements.lock
+		--python-version 3.10 --all-extras --no-annotate pyproject.toml \
+		--output-file requirements.lock
 
 clean:  ## Delete what was built and installed; DVC's cache stays
 	rm -rf build .venv dvc_plots

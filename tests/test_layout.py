@@ -139,6 +139,6 @@ def test_the_lock_pins_every_dependency_within_its_bounds():
     assert pins["torch"] == ["2.13.0"]
 
 
-def test_no_committed_text_names_a_package_index():
-    text = (ROOT / "requirements.lock").read_text()
-    assert not re.search(r"index-url|find-links|://", text)
+def test_the_lock_names_no_package_index():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert not [line for line in lines if line.startswith("-") or "://" in line]
