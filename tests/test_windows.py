@@ -1,0 +1,184 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiny_llm.batching import get_batch
+from tiny_llm.batching.windows import Permutation, window_starts
+
+# Changing one of these changes every seeded run: say it loudly in CHANGELOG.md.
+GOLDEN = {
+    True: "6e3f28d84b1a6f20a1d3e1eb7477a3b3e226a849d5cb14cd28d23c69f3fde89b",
+    False: "3c9171859af66e4d7d1f63d403cc5d54e06f1df3b06326af16d0217706ec9ac5",
+}
+
+
+def digest(starts) -> str:
+    return hashlib.sha256(np.ascontiguousarray(starts, "<i8").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_starts_of_a_seed_never_change(replace):
+    starts = [
+        window_starts(num_tokens, 64, 256, seed=1337, step=step, replace=replace)
+        for num_tokens in (257, 10_000, 764_264, 10**13)
+        for step in (0, 1, 12_345, 10**9)
+    ]
+    assert digest(np.concatenate(starts)) == GOLDEN[replace]
+
+
+SMALL = list(range(1, 2001))
+AROUND_POWERS = [4**k + d for k in range(6, 11) for d in (-2, -1, 0, 1, 2)]
+
+
+def test_a_permutation_is_one_to_one_for_every_size():
+    """Other loaders' index shuffle is no permutation at n = 4**k + 1."""
+    for n in SMALL + AROUND_POWERS:
+        sent = Permutation(n, "test")(np.arange(n))
+        assert np.array_equal(np.sort(sent), np.arange(n)), n
+
+
+def test_the_example_of_the_permutation_worked_by_hand():
+    permutation = Permutation(5, "test")
+    permutation._tables = [np.array([1, 2]), np.array([0, 1, 0])]
+    assert permutation(np.array([4, 3])).tolist() == [3, 1]
+
+
+def test_permutations_of_other_keys_differ_and_are_even():
+    n, tries = 7, 7000
+    sent = np.array([Permutation(n, key)(np.arange(n)) for key in range(tries)])
+    for index in range(n):
+        counts = np.bincount(sent[:, index], minlength=n)
+        # Each of 7 places 1,000 times, give or take 6 standard deviations.
+        assert np.abs(counts - tries / n).max() < 6 * np.sqrt(tries / n)
+
+
+def test_an_index_outside_a_permutation_is_refused():
+    for index in (-1, 5, 1 << 40):
+        with pytest.raises(ValueError, match="is outside a permutation of 5"):
+            Permutation(5, "test")(np.array([0, index]))
+
+
+@settings(deadline=None)
+@given(
+    st.integers(2, 10**13),
+    st.integers(1, 4),
+    st.integers(0, 10**6),
+    st.integers(0, 2**70),
+    st.booleans(),
+)
+def test_the_global_batch_is_equal_for_any_number_of_ranks(
+    num_tokens, seq_len, step, seed, replace
+):
+    seq_len = min(seq_len, num_tokens - 1)
+    whole = window_starts(
+        num_tokens, 64, seq_len, seed=seed, step=step, replace=replace
+    )
+    assert 0 <= whole.min() <= whole.max() < num_tokens - seq_len
+    for world_size in (2, 4, 8, 64):
+        parts = [
+            window_starts(
+                num_tokens,
+                64 // world_size,
+                seq_len,
+                seed=seed,
+                step=step,
+                rank=rank,
+                world_size=world_size,
+                replace=replace,
+            )
+            for rank in range(world_size)
+        ]
+        assert np.array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_samples_go_on_when_the_batch_size_changes(replace):
+    def starts(batch_size, step):
+        return window_starts(
+            50_000, batch_size, 32, seed=7, step=step, replace=replace
+        ).tolist()
+
+    assert starts(12, 0) + starts(12, 1) == starts(24, 0)
+    assert starts(8, 3) == starts(24, 1)[:8]
+
+
+@pytest.mark.parametrize("num_tokens", [9, 15, 16, 17, 24, 100, 1001])
+def test_an_epoch_takes_each_of_its_windows_once(num_tokens):
+    seq_len = 8
+    num_windows = max(1, (num_tokens - seq_len) // seq_len)
+    offsets = set()
+    for epoch in range(40):
+        starts = window_starts(
+            num_tokens, num_windows, seq_len, seed=3, step=epoch, replace=False
+        )
+        offset = starts.min()
+        offsets.add(int(offset))
+        assert sorted(starts - offset) == list(range(0, num_windows * 8, 8))
+        assert starts.max() + seq_len < num_tokens
+    # Offsets change from epoch to epoch wherever there is room for it.
+    assert len(offsets) > 4 or num_tokens < 2 * seq_len
+
+
+def test_rows_run_on_into_the_next_epoch():
+    """Five windows an epoch, twelve rows a batch."""
+    starts = [
+        window_starts(48, 12, 8, seed=1, step=step, replace=False) for step in range(5)
+    ]
+    for epoch in np.concatenate(starts).reshape(12, 5):
+        assert len(set(epoch.tolist())) == 5
+
+
+def test_two_seeds_and_epochs_share_no_order():
+    """With seed + epoch as a key epoch 1 of seed 7 would be epoch 0 of seed 8."""
+
+    def order(seed, epoch):
+        return window_starts(
+            80_008, 10_000, 8, seed=seed, step=epoch, replace=False
+        ).tolist()
+
+    assert order(7, 1) != order(8, 0)
+    assert order(7, 0) != order(7, 1)
+
+
+def test_draws_with_replacement_are_even():
+    starts = window_starts(110, 100_000, 10, seed=0, step=0)
+    counts = np.bincount(starts, minlength=100)
+    assert len(counts) == 100
+    assert np.abs(counts - 1000).max() < 6 * np.sqrt(1000)
+
+
+def test_a_seed_leaves_the_global_random_state_alone():
+    ids = np.arange(1000, dtype=np.uint16)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    expected = torch.rand(1).item(), np.random.random()
+    torch.manual_seed(1)
+    np.random.seed(1)
+    first = get_batch(ids, 4, 8, seed=5, step=2)
+    second = get_batch(ids, 4, 8, seed=5, step=2)
+    assert torch.equal(first[0], second[0])
+    assert (torch.rand(1).item(), np.random.random()) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, "seed is -1; give at least 0"),
+        ({"seed": 1.5}, r"seed is 1\.5; give an integer"),
+        ({"seed": 1, "step": -1}, "step is -1; give at least 0"),
+        ({"seed": 1, "step": 0.0}, r"step is 0\.0; give an integer"),
+        ({"seed": 1, "step": 1 << 62}, "so far that sample numbers overflow"),
+        ({"seed": 1, "rank": 2, "world_size": 2}, "rank is 2 of world_size 2"),
+        ({"seed": 1, "rank": -1}, "rank is -1"),
+        ({"seed": 1, "world_size": 0}, "world_size is 0; give at least 1"),
+        ({"step": 1}, "have no meaning without a seed"),
+        ({"replace": False}, "have no meaning without a seed"),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        get_batch(np.arange(100, dtype=np.uint16), 4, 8, **arguments)
