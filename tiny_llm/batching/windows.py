@@ -98,7 +98,8 @@ def window_starts(
     if first + batch_size > 1 << 62:
         raise ValueError(f"step is {step:,}, so far that sample numbers overflow")
     if replace:
-        return np.remainder(_stream(seed, first, batch_size), num_windows)
+        starts: Ints = _stream(seed, first, batch_size) % num_windows
+        return starts
     return _epoch_starts(num_tokens, seq_len, seed, first, batch_size)
 
 
