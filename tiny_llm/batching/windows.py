@@ -110,7 +110,9 @@ def _digest(num_bytes: int, *key: object) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def _stream_block(seed: int, block: int) -> Ints:
-    words = np.frombuffer(_digest(8 * _STREAM_BLOCK, "stream", seed, block), "<u8")
+    words: npt.NDArray[np.uint64] = np.frombuffer(
+        _digest(8 * _STREAM_BLOCK, "stream", seed, block), "<u8"
+    )
     return (words >> np.uint64(1)).astype(np.int64)
 
 
