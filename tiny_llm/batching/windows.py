@@ -110,10 +110,8 @@ def _digest(num_bytes: int, *key: object) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def _stream_block(seed: int, block: int) -> Ints:
-    words: npt.NDArray[np.uint64] = np.frombuffer(
-        _digest(8 * _STREAM_BLOCK, "stream", seed, block), "<u8"
-    )
-    return (words >> np.uint64(1)).astype(np.int64)
+    words = np.frombuffer(_digest(8 * _STREAM_BLOCK, "stream", seed, block), "<u8")
+    return np.right_shift(words, np.uint64(1)).astype(np.int64)
 
 
 def _stream(seed: int, first: int, count: int) -> Ints:
