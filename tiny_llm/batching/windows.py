@@ -111,7 +111,8 @@ def _digest(num_bytes: int, *key: object) -> bytes:
 @functools.lru_cache(maxsize=64)
 def _stream_block(seed: int, block: int) -> Ints:
     words = np.frombuffer(_digest(8 * _STREAM_BLOCK, "stream", seed, block), "<u8")
-    return np.right_shift(words, np.uint64(1)).astype(np.int64)
+    numbers: Ints = (words >> np.uint64(1)).astype(np.int64)
+    return numbers
 
 
 def _stream(seed: int, first: int, count: int) -> Ints:
