@@ -40,9 +40,9 @@ corpus-check: .venv/test.done
 	cmp data/train.txt build/corpus-check/train.txt
 	cmp data/valid.txt build/corpus-check/valid.txt
 
-bench: .venv/bench.done  ## Measure against other tokenizers: make bench TEXT=FILE
-	python benchmarks/bench_train.py $(TEXT)
-	python benchmarks/bench_encode.py $(TEXT)
+bench: .venv/bench.done  ## Measure against other tokenizers, on a text: TEXT=FILE
+	python benchmarks/bench_train.py $(if $(TEXT),"$(TEXT)")
+	python benchmarks/bench_encode.py $(if $(TEXT),"$(TEXT)")
 
 picture: .venv/test.done  ## Draw reports/plots.svg from the plots of dvc.yaml
 	python reports/draw.py
@@ -59,6 +59,7 @@ clean:  ## Delete what was built and installed; DVC's cache stays
 .venv/repro.done: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit( \
 		"tiny_llm needs Python 3.10 or newer: make PYTHON=python3.12 repro")'
+	@echo 'Installing into .venv: some minutes, 1.4 GB or more'
 	$(PYTHON) -m venv .venv
 	python -m pip install --quiet --constraint requirements.lock --editable .
 	touch $@

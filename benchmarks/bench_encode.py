@@ -12,7 +12,6 @@ is repeated, in shuffled order, up to 100 MB.
 from __future__ import annotations
 
 import os
-import random
 import tempfile
 from collections.abc import Iterable
 from functools import partial
@@ -143,22 +142,6 @@ def compare_ids(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return notes
 
 
-def repeat_documents(target: Path, num_bytes: int) -> None:
-    """Write the documents of the built-in corpus in shuffled order, again and again.
-
-    The order is the same every time; the last document is whole.
-    """
-    *documents, _ = harness.BUILT_IN_TEXT.read_bytes().split(SEPARATOR)
-    dice = random.Random(0)
-    with open(target, "wb") as file:
-        while file.tell() < num_bytes:
-            dice.shuffle(documents)
-            for document in documents:
-                file.write(document + SEPARATOR)
-                if file.tell() >= num_bytes:
-                    break
-
-
 def main() -> None:
     args = harness.parse_arguments(__doc__)
     if args.one:
@@ -169,7 +152,7 @@ def main() -> None:
         if args.text:
             (folder / "text.txt").symlink_to(args.text.resolve())
         else:
-            repeat_documents(folder / "text.txt", TEXT_BYTES)
+            harness.repeat_documents(folder / "text.txt", TEXT_BYTES)
         prefix = read_sample(folder / "text.txt", PREFIX_BYTES)
         (folder / "prefix.txt").write_bytes(prefix)
         tokenizer = BPETokenizer()

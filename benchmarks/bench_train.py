@@ -4,7 +4,8 @@
 
 Each gets the first 10 MiB of TEXT, split into documents beforehand where it wants
 that, and learns the same number of merges. Nothing is reported unless all merges of
-Hugging Face's trainer equal ours, in order. rustbpe breaks ties another way.
+Hugging Face's trainer equal ours, in order. rustbpe breaks ties another way. Without
+TEXT, the built-in corpus is repeated, in shuffled order, up to 10 MiB.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tiny_llm.corpus import SEPARATOR, read_sample
 from tiny_llm.tokenize import BPETokenizer
 
 SAMPLE_BYTES = 10 << 20
-VOCAB_SIZES = (4096, 10_000)
+VOCAB_SIZES = (1024, 4096)
 
 
 def train_ours(source: Path, target: Path, vocab_size: int) -> harness.Work:
@@ -131,7 +132,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sample = read_sample(args.text or harness.BUILT_IN_TEXT, SAMPLE_BYTES)
+        if not args.text:
+            harness.repeat_documents(folder / "text.txt", SAMPLE_BYTES)
+        sample = read_sample(args.text or folder / "text.txt", SAMPLE_BYTES)
         (folder / "sample.txt").write_bytes(sample)
         figures = harness.run_rounds(__file__, peers, folder, args.rounds)
         notes: dict[str, str] = {}

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import platform
+import random
 import resource
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def measure(name: str, peer: Peer, folder: Path) -> None:
 
 def output_path(folder: Path, name: str) -> Path:
     """Where a peer leaves what it made, to be compared."""
-    return folder / f"{name}.out"
+    return folder / f"{name}.bin"
 
 
 def run_rounds(
@@ -174,17 +175,35 @@ def format_table(
 
 
 def write_table(name: str, table: str, args: argparse.Namespace) -> None:
-    """Print a table and put it between its markers in README.md."""
+    """Print a table; that of the built-in corpus goes into README.md too."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = args.text.name if args.text else "the built-in corpus"
     footer = f"Text: {text}. Rounds: {args.rounds}. {_machine()}"
     section = f"{begin}\n{table}\n\n{footer}\n{end}"
+    print(section)
+    if args.text:
+        return
     before, _, rest = RESULTS.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(end)
     if not found:
         raise SystemExit(f"{RESULTS}: no lines {begin} and {end}; put them back")
     RESULTS.write_text(before + section + after, encoding="utf-8")
-    print(section)
+
+
+def repeat_documents(target: Path, num_bytes: int) -> None:
+    """Write the documents of the built-in corpus in shuffled order, again and again.
+
+    The order is the same every time; the last document is whole.
+    """
+    *documents, _ = BUILT_IN_TEXT.read_bytes().split(SEPARATOR)
+    dice = random.Random(0)
+    with open(target, "wb") as file:
+        while file.tell() < num_bytes:
+            dice.shuffle(documents)
+            for document in documents:
+                file.write(document + SEPARATOR)
+                if file.tell() >= num_bytes:
+                    break
 
 
 def read_documents(path: Path) -> list[str]:

@@ -16,8 +16,7 @@ from pipeline.stage import (
     write_rank_plot,
 )
 from tiny_llm.atomic import write_json
-from tiny_llm.corpus import read_sample
-from tiny_llm.errors import ConfigError
+from tiny_llm.corpus import read_sample, sample_bytes
 from tiny_llm.tokenize import BPETokenizer, check_vocab_size
 
 
@@ -26,7 +25,7 @@ def learn() -> str:
     vocab_size = read_param("bpe", "vocab_size")
     check_vocab_size(vocab_size)
     sample = read_sample(
-        CORPUS_DIR / "train.txt", _to_bytes(read_param("bpe", "sample_mb"))
+        CORPUS_DIR / "train.txt", sample_bytes(read_param("bpe", "sample_mb"))
     )
     tokenizer = BPETokenizer()
     tokenizer.train(sample, vocab_size)
@@ -49,20 +48,11 @@ def learn() -> str:
         f"{len(sample):,} bytes"
     )
     if tokenizer.vocab_size < vocab_size:
-        line += f"; {vocab_size:,} were asked for, but the sample has no more pairs"
-    return line
-
-
-def _to_bytes(sample_mb: object) -> int:
-    if (
-        isinstance(sample_mb, bool)
-        or not isinstance(sample_mb, int | float)
-        or not 0 < sample_mb < 1 << 40
-    ):
-        raise ConfigError(
-            f"bpe.sample_mb is {sample_mb!r}; give a number of MiB above 0"
+        line += (
+            f"; {vocab_size:,} were asked for, but the sample has no more pairs: "
+            "raise bpe.sample_mb or use more text"
         )
-    return max(1, int(sample_mb * (1 << 20)))
+    return line
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def encode(split: str) -> str:
         manifest = encode_file(tokenizer, source, target, on_progress=bar.update)
     _report(split, manifest)
     return (
-        f"wrote {target}: {manifest.num_tokens:,} ids ({manifest.dtype}), "
+        f"wrote {target}: {manifest.num_documents:,} documents, "
+        f"{manifest.num_tokens:,} ids ({manifest.dtype}), "
         f"{manifest.num_bytes / manifest.num_tokens:.2f} bytes/token"
     )
 

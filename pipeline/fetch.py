@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.stage import CORPUS_DIR, SPLITS, progress_bar, read_param, run_stage
 from tiny_llm.atomic import atomic_link, atomic_write
-from tiny_llm.corpus import open_text
+from tiny_llm.corpus import has_text, open_text, read_chunks
 from tiny_llm.download import download, read_pins
 from tiny_llm.errors import ConfigError, InputError
 
@@ -31,7 +31,7 @@ def fetch() -> str:
             f"fetch.source is {name!r}; give a folder with train.txt and valid.txt, or "
             "a manifest such as pipeline/tinystories.yaml"
         )
-    source = Path(name).expanduser()
+    source = Path(name)
     if source.is_dir():
         _copy_folder(source)
     elif source.is_file():
@@ -54,8 +54,11 @@ def _copy_folder(folder: Path) -> None:
             raise InputError(
                 f"{path}: no such file; fetch.source must hold train.txt and valid.txt"
             )
-        if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty; give a file with text in it")
+        if not any(map(has_text, read_chunks(path))):
+            raise InputError(
+                f"{path} holds no document, only {path.stat().st_size:,} bytes of "
+                "separators and white space; give a file with text in it"
+            )
     for split, path in sources.items():
         with progress_bar(f"copy {split}", path.stat().st_size) as bar:
             _copy(path, CORPUS_DIR / f"{split}.txt", bar)

@@ -1,5 +1,7 @@
 """The surface for readers of tutorials; what runs DVC is in test_pipeline.py."""
 
+import pytest
+
 from tiny_llm import data
 
 
@@ -12,6 +14,13 @@ def test_a_tutorial_works_from_a_text_file_to_a_batch(tmp_path, text):
     assert tokenizer.decode_bytes(ids) == text
     assert (x[:, 1:] == y[:, :-1]).all()
     assert tokenizer.decode_bytes(x[0].numpy()) in text
+
+
+@pytest.mark.parametrize("sample_mb", [0, -1, float("nan"), "ten"])
+def test_an_impossible_sample_is_refused(tmp_path, text, sample_mb):
+    (tmp_path / "train.txt").write_bytes(text)
+    with pytest.raises(ValueError, match="sample_mb is"):
+        data.train_tokenizer(tmp_path / "train.txt", sample_mb=sample_mb)
 
 
 def test_the_sample_bounds_what_is_learned_from(tmp_path, text):

@@ -96,7 +96,9 @@ def test_a_download_is_verified_and_kept(server, pin, tmp_path):
 @pytest.mark.parametrize("fault", ["short", "no length"])
 def test_a_body_cut_short_is_resumed(server, pin, tmp_path, fault):
     server.faults = [fault, fault]
-    assert download(pin, tmp_path).read_bytes() == BODY
+    seen = []
+    assert download(pin, tmp_path, on_progress=seen.append).read_bytes() == BODY
+    assert sum(seen) == len(BODY)
     assert server.ranges == [
         None,
         f"bytes={len(BODY) // 2}-",
@@ -106,11 +108,18 @@ def test_a_body_cut_short_is_resumed(server, pin, tmp_path, fault):
 
 def test_a_server_that_ignores_the_range_starts_over(server, pin, tmp_path):
     server.faults = ["short", "ignore range"]
-    assert download(pin, tmp_path).read_bytes() == BODY
+    seen = []
+    assert download(pin, tmp_path, on_progress=seen.append).read_bytes() == BODY
+    assert sum(seen) == len(BODY)
 
 
 def test_a_server_error_is_tried_again(server, pin, tmp_path):
     server.faults = ["500", "500"]
+    assert download(pin, tmp_path).read_bytes() == BODY
+
+
+def test_a_damaged_file_in_the_cache_is_downloaded_again(server, pin, tmp_path):
+    (tmp_path / pin.sha256).write_bytes(b"x" * len(BODY))
     assert download(pin, tmp_path).read_bytes() == BODY
 
 
@@ -152,7 +161,7 @@ def test_a_server_that_cannot_be_reached_is_named(pin, tmp_path, monkeypatch):
     monkeypatch.setattr("tiny_llm.download._CONNECT_RETRIES", 0)
     nobody = Pin("http://127.0.0.1:9/stories.txt", 10, pin.sha256)
     with pytest.raises(
-        IntegrityError, match=r"127\.0\.0\.1:9/stories.txt: got 0 of 10"
+        IntegrityError, match=r"stories\.txt: cannot reach 127\.0\.0\.1; got 0"
     ):
         download(nobody, tmp_path)
 

@@ -167,6 +167,9 @@ def test_a_failed_stage_says_why_through_dvc(clone):
     assert done.returncode != 0
     assert "vocab_size is 5; give an integer from 257" in done.stderr
     assert "Traceback" not in done.stderr
+    done = clone.run(sys.executable, "-m", "tiny_llm.data", check=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
 
 
 def test_a_killed_dvc_is_followed_by_a_clean_run(clone):

@@ -169,7 +169,7 @@ def test_a_source_folder_without_a_split_is_refused(workspace):
 
 def test_an_empty_source_is_refused(workspace):
     (workspace.source / "train.txt").write_bytes(b"")
-    expect(workspace.stage("fetch"), 3, "train.txt is empty")
+    expect(workspace.stage("fetch"), 3, "train.txt holds no document, only 0 bytes")
     assert built(workspace) == []
 
 
@@ -177,15 +177,19 @@ def test_an_empty_source_is_refused(workspace):
 def test_a_corpus_without_a_document_is_refused(workspace, content):
     (workspace.source / "train.txt").write_bytes(content)
     (workspace.source / "valid.txt").write_bytes(content)
-    run_up_to(workspace, "fetch")
-    before = built(workspace)
+    expect(workspace.stage("fetch"), 3, "my stories/train.txt holds no document")
+    assert built(workspace) == []
+    # However it came there, the next stage refuses it too.
+    corpus = workspace.path / "build" / "corpus"
+    corpus.mkdir(parents=True)
+    (corpus / "train.txt").write_bytes(content)
     expect(workspace.stage("bpe"), 3, "build/corpus/train.txt", "no document")
-    assert built(workspace) == before
+    assert built(workspace) == ["build/corpus/train.txt"]
 
 
 def test_a_split_without_a_document_is_refused(workspace):
-    (workspace.source / "valid.txt").write_bytes(SEP)
     run_up_to(workspace, "bpe")
+    (workspace.path / "build" / "corpus" / "valid.txt").write_bytes(SEP)
     before = built(workspace)
     expect(workspace.stage("encode", "valid"), 3, "valid.txt holds no document")
     assert built(workspace) == before

@@ -282,6 +282,12 @@ def test_decoding_an_id_outside_the_vocab_is_refused(ids):
         BPETokenizer().decode(ids)
 
 
+@pytest.mark.parametrize("text", [None, 3, [1, 2], bytearray(b"x")])
+def test_what_is_no_text_is_refused(text):
+    with pytest.raises(InputError, match="give str or bytes"):
+        BPETokenizer().encode(text)
+
+
 def test_ids_above_65535_are_kept_in_uint32():
     merges = wide_merges()
     assert BPETokenizer(merges[: 65_536 - 257]).dtype == np.uint16

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tiny_llm import tokens
-from tiny_llm.errors import InputError, IntegrityError
+from tiny_llm.errors import ConfigError, InputError, IntegrityError
 from tiny_llm.tokens import (
     manifest_path,
     open_tokens,
@@ -130,6 +130,25 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path, content):
     manifest_path(path).write_text(content)
     with pytest.raises(IntegrityError, match="is not the manifest of a token file"):
         open_tokens(path)
+
+
+@pytest.mark.parametrize(
+    "values", [{"num_tokens": "5"}, {"block_crc32": 3}, {"sha256": None}]
+)
+def test_a_manifest_with_a_value_of_another_type_is_refused(tmp_path, values):
+    path = tmp_path / "train.bin"
+    write(path, [1])
+    edit_manifest(path, **values)
+    for check in (open_tokens, verify):
+        with pytest.raises(IntegrityError, match=f"{next(iter(values))} is"):
+            check(path)
+
+
+@pytest.mark.parametrize("name", ["train.json", "train", "train.txt"])
+def test_a_token_file_must_leave_its_manifest_a_name(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"called NAME\.bin"):
+        write(tmp_path / name, [1])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_manifest_of_another_format_is_refused(tmp_path):

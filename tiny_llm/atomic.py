@@ -38,7 +38,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(part, target)
     except OSError as error:
-        _explain_full_disk(error, target, part)
+        explain_full_disk(error, target, part)
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -62,7 +62,8 @@ def atomic_link(source: Path, target: Path) -> bool:
     return True
 
 
-def _explain_full_disk(error: OSError, target: Path, part: Path) -> None:
+def explain_full_disk(error: OSError, target: Path, part: Path) -> None:
+    """Raise a ResourceError in place of `error` if it says that the disk is full."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return
     written = part.stat().st_size if part.exists() else 0

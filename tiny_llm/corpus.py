@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from tiny_llm.errors import InputError, ResourceError
+from tiny_llm.errors import ConfigError, InputError, ResourceError
 
 SEPARATOR = b"<|endoftext|>"
 
@@ -91,14 +91,21 @@ def read_chunks(
 
     Raises:
         InputError: The file is missing, or it changed while it was read.
-        ResourceError: More than 256 MiB without a place to cut.
+        ResourceError: More than `MAX_UNCUT_BYTES` without a place to cut.
     """
     with open_text(path) as file:
         yield from cut_chunks(file, chunk_bytes)
 
 
 def cut_chunks(file: IO[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Like `read_chunks`, from an open file, or from memory by way of io.BytesIO."""
+    """Like `read_chunks`, from an open file, or from memory by way of io.BytesIO.
+
+    Raises:
+        ConfigError: `chunk_bytes` is below 1.
+        ResourceError: More than `MAX_UNCUT_BYTES` without a place to cut.
+    """
+    if chunk_bytes < 1:
+        raise ConfigError(f"chunk_bytes is {chunk_bytes}; give at least 1")
     rest = b""
     # Reading more while nothing can be cut keeps the work linear in the text.
     while block := file.read(max(chunk_bytes, len(rest))):
@@ -118,25 +125,25 @@ def cut_chunks(file: IO[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[byte
         yield rest
 
 
-def read_sample(path: str | os.PathLike[str], sample_bytes: int) -> bytes:
+def read_sample(path: str | os.PathLike[str], num_bytes: int) -> bytes:
     """Read the first documents of a file.
 
     Args:
         path: The text file.
-        sample_bytes: How much to read; cut back to the last whole document. A
+        num_bytes: How much to read; cut back to the last whole document. A
             first document that is longer is read to its end.
 
     Returns:
-        The whole file if it is no longer than `sample_bytes`, else a prefix of it
+        The whole file if it is no longer than `num_bytes`, else a prefix of it
         that ends with a separator (or with the file).
 
     Raises:
         InputError: The file is missing, holds no document, or changed meanwhile.
     """
     with open_text(path) as file:
-        sample = file.read(sample_bytes)
-        if len(sample) == sample_bytes and file.read(1):
-            file.seek(sample_bytes)
+        sample = file.read(num_bytes)
+        if len(sample) == num_bytes and file.read(1):
+            file.seek(num_bytes)
             place = sample.rfind(SEPARATOR)
             sample = (
                 sample[: place + len(SEPARATOR)]
@@ -149,6 +156,21 @@ def read_sample(path: str | os.PathLike[str], sample_bytes: int) -> bytes:
             "separators and white space; give a file with text in it"
         )
     return sample
+
+
+def sample_bytes(sample_mb: object) -> int:
+    """How many bytes `sample_mb` MiB are, at least one.
+
+    Raises:
+        ConfigError: It is not a number above 0.
+    """
+    if (
+        isinstance(sample_mb, bool)
+        or not isinstance(sample_mb, int | float)
+        or not 0 < sample_mb < 1 << 40
+    ):
+        raise ConfigError(f"sample_mb is {sample_mb!r}; give a number of MiB above 0")
+    return max(1, int(sample_mb * (1 << 20)))
 
 
 def has_text(text: bytes) -> bool:

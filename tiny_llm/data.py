@@ -16,11 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from tiny_llm.batching import get_batch, load_token_array
-from tiny_llm.corpus import read_sample
+from tiny_llm.corpus import read_sample, sample_bytes
 from tiny_llm.download import download, read_pins
 from tiny_llm.encoding import encode_file
 from tiny_llm.tokenize import BPETokenizer
@@ -79,9 +78,19 @@ def download_tinystories() -> dict[str, Path]:
 def train_tokenizer(
     train_path: str | os.PathLike[str], vocab_size: int = 4096, sample_mb: float = 10
 ) -> BPETokenizer:
-    """Learn a tokenizer from the first `sample_mb` MiB of a text file."""
+    """Learn a tokenizer from the beginning of a text file.
+
+    Args:
+        train_path: Text; "<|endoftext|>" ends each document.
+        vocab_size: 256 bytes, the separator and the merges, 257 to 2**20.
+        sample_mb: How many MiB of whole documents to learn from.
+
+    Raises:
+        InputError (a ValueError): The file is missing or holds no document.
+        ConfigError (a ValueError): A number is out of its range.
+    """
     tokenizer = BPETokenizer()
-    tokenizer.train(read_sample(train_path, int(sample_mb * (1 << 20))), vocab_size)
+    tokenizer.train(read_sample(train_path, sample_bytes(sample_mb)), vocab_size)
     return tokenizer
 
 
@@ -90,15 +99,30 @@ def encode_and_save(
     src_path: str | os.PathLike[str],
     dst_path: str | os.PathLike[str],
 ) -> Manifest:
-    """Encode a text file to a token file and its manifest, for `load_token_array`."""
+    """Encode a text file to a token file, for `load_token_array`.
+
+    Args:
+        tokenizer: Makes the ids.
+        src_path: Text; "<|endoftext|>" ends each document.
+        dst_path: The token file, `NAME.bin`; its manifest `NAME.json` goes beside it.
+
+    Returns:
+        The manifest: number of ids and documents, dtype, digests.
+
+    Raises:
+        InputError (a ValueError): The text is missing or holds no document.
+        ConfigError (a ValueError): `dst_path` is not called NAME.bin.
+    """
     return encode_file(tokenizer, src_path, dst_path)
 
 
 def _main() -> None:
-    tokenizer = prepare()
-    seq_len = 16
-    x, y = get_batch("valid", batch_size=4, seq_len=seq_len)
-    shifted = torch.equal(x[:, 1:], y[:, :-1])
+    try:
+        tokenizer = prepare()
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # DVC and the stage have said why.
+    x, y = get_batch("valid", batch_size=4, seq_len=16)
+    shifted = bool((x[:, 1:] == y[:, :-1]).all())
     print(f"x {tuple(x.shape)} {x.dtype}, y {tuple(y.shape)} {y.dtype}")
     print(f"x[0] = {x[0].tolist()}\ny[0] = {y[0].tolist()}")
     print(f"x[0] reads {tokenizer.decode(x[0].numpy())!r}")

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import platformdirs
 import requests
@@ -21,6 +22,7 @@ import requests.adapters
 import urllib3.util
 import yaml
 
+from tiny_llm.atomic import explain_full_disk
 from tiny_llm.errors import ConfigError, IntegrityError
 
 _BLOCK_BYTES = 1 << 16
@@ -62,17 +64,18 @@ def read_pins(path: str | os.PathLike[str]) -> dict[str, Pin]:
         except (KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}: {split} needs url, size and sha256, and nothing else "
-                f"({error}); see pipeline/tinystories.yaml"
+                "as pipeline/tinystories.yaml has them; or give the folder that holds "
+                f"train.txt and valid.txt ({error})"
             ) from error
         if (
             not str(pin.url).startswith(("http://", "https://"))
-            or not isinstance(pin.size, int)
+            or type(pin.size) is not int
             or not re.fullmatch(r"[0-9a-f]{64}", str(pin.sha256))
         ):
             raise ConfigError(
                 f"{path}: {split} has url {pin.url!r}, size {pin.size!r}, sha256 "
                 f"{pin.sha256!r}; give an http or https URL, a number of bytes, and "
-                "64 hexadecimal digits"
+                "64 hexadecimal digits in lower case"
             )
         pins[split] = pin
     return pins
@@ -99,32 +102,56 @@ def download(
     Raises:
         IntegrityError: The server cannot be reached, answers with an error, or sends
             other bytes than the pinned ones.
+        ResourceError: The disk is full.
     """
     if cache_dir is None:
         cache_dir = platformdirs.user_cache_path("tiny_llm")
     target = Path(cache_dir) / pin.sha256
-    if _size(target) == pin.size:
-        if on_progress:
-            on_progress(pin.size)
+    progress = _Progress(on_progress)
+    if _size(target) == pin.size and _digest(target) == pin.sha256:
+        progress.reach(pin.size)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     for _ in range(_TRIES):
         try:
-            _load_rest(pin, part, on_progress)
+            _load_rest(pin, part, progress)
             problem = "the server closed the connection"
         except requests.RequestException as error:
-            problem = str(error)
+            problem = _explain(error)
             if _is_final(error):
                 break
+        except OSError as error:
+            explain_full_disk(error, target, part)
+            raise
         if _size(part) == pin.size:
-            _check_digest(pin, part)
+            if (found := _digest(part)) != pin.sha256:
+                _refuse(pin, part, f"sha256 {found}, not {pin.sha256}")
             os.replace(part, target)
             return target
     raise IntegrityError(
-        f"{pin.url}: got {_size(part):,} of {pin.size:,} bytes ({problem}); "
-        "run again to go on from there, or check the URL"
+        f"{pin.url}: {problem}; got {_size(part):,} of {pin.size:,} bytes; check the "
+        "network and the URL, and run again to go on from there"
     )
+
+
+class _Progress:
+    """Reports each byte once, however often a download begins anew."""
+
+    def __init__(self, on_progress: Callable[[int], object] | None) -> None:
+        self._on_progress = on_progress
+        self._reported = 0
+
+    def reach(self, num_bytes: int) -> None:
+        if self._on_progress and num_bytes > self._reported:
+            self._on_progress(num_bytes - self._reported)
+            self._reported = num_bytes
+
+
+def _explain(error: requests.RequestException) -> str:
+    if isinstance(error, requests.ConnectionError) and error.request is not None:
+        return f"cannot reach {urlsplit(error.request.url).hostname!s}"
+    return str(error)
 
 
 def _size(path: Path) -> int:
@@ -137,9 +164,7 @@ def _is_final(error: requests.RequestException) -> bool:
     return 400 <= status < 500 and status not in (416, 429)
 
 
-def _load_rest(
-    pin: Pin, part: Path, on_progress: Callable[[int], object] | None
-) -> None:
+def _load_rest(pin: Pin, part: Path, progress: _Progress) -> None:
     """Append what is missing to the `.part` file, or begin it anew."""
     have = _size(part)
     if have == pin.size:
@@ -157,13 +182,10 @@ def _load_rest(
             part.unlink()  # It is no beginning of this file; the next try is whole.
         response.raise_for_status()
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if resumed and on_progress:
-            on_progress(have)
         with open(part, "ab" if resumed else "wb") as file:
             for block in response.iter_content(_BLOCK_BYTES):
                 file.write(block)
-                if on_progress:
-                    on_progress(len(block))
+                progress.reach(file.tell())
                 if file.tell() > pin.size:
                     _refuse(pin, part, f"more than {pin.size:,} bytes")
 
@@ -183,13 +205,12 @@ def _session() -> requests.Session:
     return session
 
 
-def _check_digest(pin: Pin, part: Path) -> None:
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(part, "rb") as file:
+    with open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
-    if digest.hexdigest() != pin.sha256:
-        _refuse(pin, part, f"sha256 {digest.hexdigest()}, not {pin.sha256}")
+    return digest.hexdigest()
 
 
 def _refuse(pin: Pin, part: Path, found: str) -> NoReturn:

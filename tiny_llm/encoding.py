@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from tiny_llm.corpus import CHUNK_BYTES, SEPARATOR, has_text, read_chunks
-from tiny_llm.errors import InputError
+from tiny_llm.errors import ConfigError, InputError
 from tiny_llm.parallel import map_in_order
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import Manifest, read_manifest, write_tokens
@@ -40,10 +41,15 @@ def encode_file(
         The manifest that was written.
 
     Raises:
+        ConfigError: The target is not called NAME.bin, or is the source itself, or a
+            number is below 1.
         InputError: The source is missing, holds no document, or changed meanwhile;
             neither output is touched.
         ResourceError: The disk is full.
     """
+    source, target = Path(source), Path(target)
+    if source.exists() and target.exists() and target.samefile(source):
+        raise ConfigError(f"{target} is the text itself; give another target")
     found_text = False
     rest_has_text = False
     with write_tokens(

@@ -23,6 +23,8 @@ from tiny_llm.corpus import SEPARATOR
 
 Merge = tuple[bytes, bytes]
 
+_NUM_OTHERS = 256 + 1  # bytes and the separator
+
 # gigatoken remembers every distinct pretoken it has seen, without limit: on text
 # of ever new words that is 45 bytes of memory for each byte of text. So the memory of
 # the process is looked at now and then, and gigatoken is built anew (30 ms) when it
@@ -32,9 +34,15 @@ _CACHE_CHECK_BYTES = 1 << 19
 
 
 def learn_merges(sample: bytes, num_merges: int) -> list[Merge]:
-    """Learn up to `num_merges` merges; the last ones may join nothing.
+    """Learn merges from a sample of text.
 
-    Once no pair is left, gigatoken goes on with merges that occur nowhere.
+    Args:
+        sample: Documents, parted by separators.
+        num_merges: How many are wanted.
+
+    Returns:
+        Pairs of token bytes in order of rank, at most `num_merges`. Once no pair is
+        left, gigatoken goes on with merges that occur nowhere in the sample.
     """
     if num_merges == 0:
         return []
@@ -42,7 +50,7 @@ def learn_merges(sample: bytes, num_merges: int) -> list[Merge]:
         sample = SEPARATOR.join(split_at_invalid(sample)[::2])
     with _silenced():
         _, merges = gigatoken.train_bpe(
-            sample, 257 + num_merges, [SEPARATOR.decode()], separator=SEPARATOR
+            sample, _NUM_OTHERS + num_merges, [SEPARATOR.decode()], separator=SEPARATOR
         )
     # A token that is made a second time marks the end of the merges that join
     # something: in BPE a token has one way to come about.
@@ -66,14 +74,14 @@ class Engine:
         self._idle: list[_Worker] = []
 
     def encode(self, data: bytes) -> npt.NDArray[np.uint32]:
-        """Ids of any bytes; what is not UTF-8 becomes ids of its own."""
+        """Ids of any bytes, shape (n,); what is not UTF-8 becomes ids of its own."""
         with self._borrow() as worker:
             if is_utf8(data):
                 return worker.encode(data)
             return np.concatenate([worker.encode(p) for p in split_at_invalid(data)])
 
     def decode(self, ids: npt.NDArray[np.uint32]) -> bytes:
-        """Bytes of ids that are known to be in the vocab."""
+        """Bytes of ids, shape (n,), that are known to be in the vocab."""
         with self._borrow() as worker:
             return worker.tokenizer.decode(ids)
 

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from tiny_llm.errors import ConfigError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -40,10 +42,14 @@ def map_in_order(
         Results in the order of the items.
 
     Raises:
+        ConfigError: `num_threads` is below 1.
         Exception: Whatever `items` or `function` raised, when its turn comes; what
             was begun is finished first.
     """
-    num_threads = num_threads or count_threads()
+    if num_threads is None:
+        num_threads = count_threads()
+    if num_threads < 1:
+        raise ConfigError(f"num_threads is {num_threads}; give at least 1")
     ahead: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         try:

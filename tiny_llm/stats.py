@@ -45,17 +45,22 @@ class TokenStats:
         return total / sum(self.document_lengths.values())
 
     def length_percentile(self, percent: int) -> int:
-        """The shortest length that `percent` of the documents do not exceed.
+        """The shortest length that `percent` % of the documents do not exceed.
+
+        Raises:
+            ValueError: `percent` is not from 1 to 100.
 
         >>> TokenStats(np.zeros(1), {10: 1, 20: 2, 90: 1}).length_percentile(50)
         20
         """
+        if not 1 <= percent <= 100:
+            raise ValueError(f"percent is {percent}; give one from 1 to 100")
         needed = math.ceil(sum(self.document_lengths.values()) * percent / 100)
         for length in sorted(self.document_lengths):
             needed -= self.document_lengths[length]
             if needed <= 0:
-                return length
-        raise ValueError(f"percent is {percent}; give one from 0 to 100")
+                break
+        return length
 
     def counts_by_rank(self) -> list[int]:
         """Counts of the used ids, the most frequent first."""

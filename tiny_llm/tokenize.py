@@ -37,6 +37,11 @@ class BPETokenizer:
 
     A new one has no merges and turns each byte into one id.
 
+    Attributes:
+        merges: Pairs of token bytes in order of merge rank.
+        merge_counts: After `train`, how often each merge joined a pair in the sample,
+            int64, shape (number of merges,); else None.
+
     >>> tokenizer = BPETokenizer()
     >>> tokenizer.train("low lower lowest low", vocab_size=260)
     >>> tokenizer.merges
@@ -165,7 +170,11 @@ class BPETokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one id stands for."""
+        """The bytes that one id stands for.
+
+        Raises:
+            InputError: It is outside [0, vocab_size).
+        """
         return self.decode_bytes([token_id])
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -211,7 +220,7 @@ def check_vocab_size(vocab_size: object) -> None:
     """Refuse a vocab_size that is not an integer from 257 to 2**20."""
     if (
         isinstance(vocab_size, bool)
-        or not isinstance(vocab_size, int)
+        or not isinstance(vocab_size, int | np.integer)
         or not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE
     ):
         raise ConfigError(
@@ -221,6 +230,8 @@ def check_vocab_size(vocab_size: object) -> None:
 
 
 def _to_bytes(text: str | bytes) -> bytes:
+    if not isinstance(text, str | bytes):
+        raise InputError(f"text is of type {type(text).__name__}; give str or bytes")
     return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiny_llm.atomic import atomic_write, to_json
-from tiny_llm.errors import InputError, IntegrityError
+from tiny_llm.errors import ConfigError, InputError, IntegrityError
 
 FORMAT_VERSION = 1
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -106,7 +106,11 @@ class TokenWriter:
         self.num_bytes = 0
 
     def append(self, ids: npt.NDArray[Any]) -> None:
-        """Write ids, shape (n,), which must fit the file's dtype without a cast."""
+        """Write ids, shape (n,).
+
+        Raises:
+            TypeError: Their dtype is wider than the file's.
+        """
         data = ids.astype(self._dtype, order="C", casting="safe", copy=False)
         self.num_tokens += len(data)
         self.num_documents += int(np.count_nonzero(data == self._separator_id))
@@ -151,7 +155,22 @@ def write_tokens(
     The caller appends ids, adds up `num_bytes`, and counts a last document that lacks
     its separator. An old manifest goes before the new ids come, so the two never
     belong to different runs.
+
+    Args:
+        path: The token file, `NAME.bin`; the manifest is `NAME.json` beside it.
+        vocab_size: Every id will be below it; decides the dtype.
+        separator_id: The id that ends a document.
+        tokenizer_sha256: `BPETokenizer.sha256` of the tokenizer that makes the ids.
+
+    Raises:
+        ConfigError: `path` does not end in .bin.
+        ResourceError: The disk is full.
     """
+    if Path(path).suffix != ".bin":
+        raise ConfigError(
+            f"{path}: a token file is called NAME.bin, as its manifest takes "
+            "NAME.json; give such a path"
+        )
     with atomic_write(manifest_path(path)) as manifest, atomic_write(path) as file:
         writer = TokenWriter(
             file,
@@ -177,6 +196,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         raise InputError(f"{source}: no manifest for {path}; encode the text again")
     try:
         manifest = Manifest(**json.loads(source.read_bytes()))
+        _check_types(manifest)
         expected = dtype_name(manifest.vocab_size)
     except (ValueError, TypeError) as error:
         raise IntegrityError(
@@ -210,7 +230,9 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         IntegrityError: The file and its manifest disagree.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such token file; `dvc repro` makes build/tokens")
+        raise InputError(
+            f"{path}: no such token file; `dvc repro` makes those of the pipeline"
+        )
     num_bytes = os.path.getsize(path)
     if manifest_path(path).is_file():
         manifest = read_manifest(path)
@@ -265,6 +287,14 @@ def verify(
             "encode the text again"
         )
     return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    for field in dataclasses.fields(manifest):
+        value = getattr(manifest, field.name)
+        kind = {"int": int, "str": str}.get(str(field.type), list)
+        if type(value) is not kind:
+            raise TypeError(f"{field.name} is {value!r}")
 
 
 def check_tokenizer(

@@ -16,7 +16,7 @@ TokenArray = npt.NDArray[Any]
 
 # Where the pipeline of this checkout leaves the token files of its splits.
 _TOKENS_DIR = Path(__file__).resolve().parents[2] / "build" / "tokens"
-SPLITS = ("train", "valid")
+_SPLITS = ("train", "valid")
 
 
 def load_token_array(path: str | os.PathLike[str]) -> TokenArray:
@@ -33,7 +33,7 @@ def load_token_array(path: str | os.PathLike[str]) -> TokenArray:
         InputError (a ValueError): There is no such file, or it is empty.
         IntegrityError (a ValueError): The file is not what its manifest says.
     """
-    if path in SPLITS:
+    if path in _SPLITS:
         path = _TOKENS_DIR / f"{path}.bin"
     return open_tokens(path)
 
@@ -49,14 +49,15 @@ def cut_windows(
     Args:
         ids: Shape (N,), uint16 or uint32, contiguous; of a memmap only the touched
             pages are read.
-        starts: Shape (B,), each in [0, N - T).
+        starts: Shape (B,), each in [0, N - T); that they are not negative is left to
+            the caller, `windows`, to see to.
         seq_len: T, in tokens.
 
     Returns:
         Shape (B, T + 1), dtype of `ids`, a fresh array.
 
     Raises:
-        IndexError: A window would leave the array.
+        IndexError: A window would end beyond the array.
 
     >>> cut_windows(np.arange(6, dtype=np.uint16), np.array([0, 2]), 3)
     array([[0, 1, 2, 3],

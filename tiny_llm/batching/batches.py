@@ -25,6 +25,9 @@ def get_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a batch of random windows; with a seed, one that can be drawn again.
 
+    With replacement every window can be drawn, the last one too, and each is equally
+    likely.
+
     Args:
         data: What `load_token_array` returned; or a path, or "train" or "valid",
             which is then opened on each call. Any contiguous array of shape (N,),
@@ -48,9 +51,6 @@ def get_batch(
     Raises:
         ValueError: An argument is out of its range or lacks a seed, there are too
             few ids, or `data` is not such an array.
-
-    With replacement every window can be drawn, the last one too, and each is equally
-    likely.
     """
     if isinstance(data, str | os.PathLike):
         data = load_token_array(data)

@@ -52,7 +52,7 @@ def count_windows(num_tokens: int, seq_len: int) -> int:
     check_integer(seq_len=seq_len)
     if num_tokens <= seq_len:
         raise ValueError(
-            f"the tokens hold {num_tokens:,} ids, too few for one window of "
+            f"data holds {num_tokens:,} ids, too few for one window of "
             f"seq_len + 1 = {seq_len + 1:,}; lower seq_len or encode more text"
         )
     return num_tokens - seq_len
