@@ -31,7 +31,7 @@ def test_bytes_are_utf8_when_python_says_so(data):
 
 @needs_proc
 def test_memory_stays_bounded_on_ever_new_words():
-    """Without the limit on gigatoken's cache this takes more than 500 MB."""
+    """Without the limit on gigatoken's cache this takes 560 MB."""
     code = (
         "import numpy as np\n"
         "from tiny_llm.tokenize import BPETokenizer\n"
