@@ -63,9 +63,9 @@ def read_pins(path: str | os.PathLike[str]) -> dict[str, Pin]:
             pin = Pin(**manifest[split])
         except (KeyError, TypeError) as error:
             raise ConfigError(
-                f"{path}: {split} needs url, size and sha256, and nothing else "
-                "as pipeline/tinystories.yaml has them; or give the folder that holds "
-                f"train.txt and valid.txt ({error})"
+                f"{path}: {split} needs url, size and sha256, and nothing else, as in "
+                "pipeline/tinystories.yaml; or give the folder that holds train.txt "
+                f"and valid.txt ({error})"
             ) from error
         if (
             not str(pin.url).startswith(("http://", "https://"))
@@ -93,8 +93,8 @@ def download(
         pin: What to load. The digest is also the file's name in the cache, so that a
             file is loaded once whatever its URL.
         cache_dir: By default `tiny_llm` in the user's cache folder.
-        on_progress: Called with the number of bytes that came in since the last call;
-            bytes of an earlier try are reported at once.
+        on_progress: Called with the number of bytes that came in since the last call,
+            each byte once; those of an earlier run are reported at once.
 
     Returns:
         The path of the verified file.

@@ -109,8 +109,8 @@ class _Worker:
         self.tokenizer = gigatoken.Tokenizer.from_json(file_bytes)
 
     def encode(self, data: bytes) -> npt.NDArray[np.uint32]:
-        # Unlike gigatoken's `encode`, its batch calls release the GIL, so two threads
-        # take half the time of one. This one gives a plain array, and a BytesSource
+        # Unlike gigatoken's `encode`, its batch calls release the GIL, so that threads
+        # help (benchmarks/LOG.md). This one gives a plain array, and a BytesSource
         # in place of a list spares the import of awkward (0.3 s, 25 MB).
         source = gigatoken.BytesSource(data)
         rows, _ = self.tokenizer.encode_batch_padded(source, 0, parallel=False)

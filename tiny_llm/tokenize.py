@@ -135,7 +135,7 @@ class BPETokenizer:
         Returns:
             Shape (number of tokens,), `dtype`.
         """
-        # gigatoken is several times as fast on small pieces as on one of 8 MB.
+        # In small pieces gigatoken needs less than half the memory beside the ids.
         pieces = cut_chunks(io.BytesIO(_to_bytes(text)))
         ids = [self._engine.encode(piece).astype(self.dtype) for piece in pieces]
         return np.concatenate(ids) if ids else np.empty(0, self.dtype)

@@ -32,7 +32,7 @@ def get_batch(
         data: What `load_token_array` returned; or a path, or "train" or "valid",
             which is then opened on each call. Any contiguous array of shape (N,),
             uint16 or uint32, will do.
-        batch_size: B, the number of windows; drawn with replacement.
+        batch_size: B, the number of windows.
         seq_len: T, in tokens; N must be at least T + 1.
         device: Where the tensors go.
         seed: Makes the batch a function of the arguments (and the ids) alone, and
