@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tiny_llm.tokens import write_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 SEP = b"<|endoftext|>"
@@ -34,6 +37,22 @@ needs_proc = pytest.mark.skipif(
 def text() -> bytes:
     """A few stories with awkward white space, digits and Unicode; one is blank."""
     return b"".join(story.encode() + b"\n" + SEP + b"\n" for story in STORIES)
+
+
+def save_tokens(path, ids, vocab_size=300, tokenizer_sha256=""):
+    """Write ids as a token file with a manifest; 256 is the separator."""
+    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    ids = np.array(ids, dtype=dtype)
+    with write_tokens(
+        path,
+        vocab_size=vocab_size,
+        separator_id=256,
+        tokenizer_sha256=tokenizer_sha256,
+    ) as writer:
+        writer.append(ids)
+        # A last document that lacks its separator counts too.
+        writer.num_documents += int(len(ids) > 0 and ids[-1] != 256)
+    return path
 
 
 class Clone:

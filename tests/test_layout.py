@@ -28,7 +28,7 @@ ARROWS = {
     "parallel": {"errors"},
     "encoding": {"corpus", "errors", "parallel", "tokenize", "tokens"},
     "stats": {"tokens"},
-    "batching": {"batching", "tokens"},
+    "batching": {"atomic", "batching", "errors", "tokens"},
     "data": {"batching", "corpus", "download", "encoding", "tokenize", "tokens"},
 }
 SOURCES = sorted((ROOT / "tiny_llm").rglob("*.py")) + sorted(

@@ -1,4 +1,5 @@
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from tiny_llm.batching.windows import Permutation, window_starts
 
 # Changing one of these changes every seeded run: say it loudly in CHANGELOG.md.
 GOLDEN = {
-    True: "6e3f28d84b1a6f20a1d3e1eb7477a3b3e226a849d5cb14cd28d23c69f3fde89b",
-    False: "3c9171859af66e4d7d1f63d403cc5d54e06f1df3b06326af16d0217706ec9ac5",
+    True: "35bf1539789fc0237824956fb349348d5b946c53cac859a47bef357047c04466",
+    False: "6cc0ef497f04afc68024a923b3e635d7563ded6c33ae1990edd937070df349e1",
 }
 
 
@@ -104,6 +105,21 @@ def test_samples_go_on_when_the_batch_size_changes(replace):
 
     assert starts(12, 0) + starts(12, 1) == starts(24, 0)
     assert starts(8, 3) == starts(24, 1)[:8]
+    # 5 batches of 12, then one of 32 for each of two ranks: samples 60 to 124.
+    later = [
+        window_starts(
+            50_000,
+            32,
+            32,
+            seed=7,
+            num_samples=60,
+            rank=rank,
+            world_size=2,
+            replace=replace,
+        ).tolist()
+        for rank in range(2)
+    ]
+    assert later[0] + later[1] == (starts(124, 0))[60:]
 
 
 @pytest.mark.parametrize("num_tokens", [9, 15, 16, 17, 24, 100, 1001])
@@ -151,6 +167,23 @@ def test_draws_with_replacement_are_even():
     assert np.abs(counts - 1000).max() < 6 * np.sqrt(1000)
 
 
+def test_starts_are_one_s_own_to_change():
+    arguments = {"num_tokens": 110, "batch_size": 8, "seq_len": 10, "seed": 0}
+    starts = window_starts(**arguments)
+    expected = starts.tolist()
+    starts[:] = -1
+    assert window_starts(**arguments).tolist() == expected
+
+
+def test_the_first_starts_of_ten_trillion_ids_take_little_memory():
+    """No index is made: 10**13 ids would have one of 312 GB."""
+    tracemalloc.start()
+    window_starts(10**13, 32, 256, seed=11, step=10**9, replace=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
 def test_a_seed_leaves_the_global_random_state_alone():
     ids = np.arange(1000, dtype=np.uint16)
     torch.manual_seed(1)
@@ -171,10 +204,13 @@ def test_a_seed_leaves_the_global_random_state_alone():
         ({"seed": 1.5}, r"seed is 1\.5; give an integer"),
         ({"seed": 1, "step": -1}, "step is -1; give at least 0"),
         ({"seed": 1, "step": 0.0}, r"step is 0\.0; give an integer"),
-        ({"seed": 1, "step": 1 << 62}, "so far that sample numbers overflow"),
+        ({"seed": 1, "step": 1 << 62}, "so far that numbers overflow"),
         ({"seed": 1, "rank": 2, "world_size": 2}, "rank is 2 of world_size 2"),
         ({"seed": 1, "rank": -1}, "rank is -1"),
         ({"seed": 1, "world_size": 0}, "world_size is 0; give at least 1"),
+        ({"seed": 1, "num_samples": -1}, "num_samples is -1; give at least 0"),
+        ({"seed": 1, "step": 2, "num_samples": 8}, "step is 2 and num_samples 8"),
+        ({"num_samples": 8}, "have no meaning without a seed"),
         ({"step": 1}, "have no meaning without a seed"),
         ({"replace": False}, "have no meaning without a seed"),
     ],

@@ -1,54 +1,237 @@
-"""Token arrays: open a token file, and cut windows out of it."""
+"""Token arrays: open token files, one or many, and cut windows out of them."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import mmap
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from tiny_llm.tokens import open_tokens
+from tiny_llm.errors import IntegrityError
+from tiny_llm.tokens import (
+    DTYPES,
+    Manifest,
+    check_tokenizer,
+    manifest_path,
+    open_tokens,
+    read_manifest,
+)
 
 # N = ids in the array, B = batch_size, T = seq_len
-TokenArray = npt.NDArray[Any]
+Ids = npt.NDArray[Any]
+StrPath = str | os.PathLike[str]
 
 # Where the pipeline of this checkout leaves the token files of its splits.
 _TOKENS_DIR = Path(__file__).resolve().parents[2] / "build" / "tokens"
 _SPLITS = ("train", "valid")
+_DTYPES = (*DTYPES.values(), torch.uint16, torch.uint32)
+_CHUNK = 1 << 24
 
 
-def load_token_array(path: str | os.PathLike[str]) -> TokenArray:
-    """Open a token file for batching: mapped into memory, read only when touched.
+class TokenArray(np.memmap[Any, Any]):
+    """A token file in memory: an array of shape (N,), uint16 or uint32, read-only.
+
+    Only the pages that are touched are read. It pickles as its path; a slice of it
+    is an array like any other.
+
+    Attributes:
+        path: Of the token file, absolute.
+        manifest: What the file must hold, if that is known.
+        access: "normal" or "random", see `load_token_array`.
+    """
+
+    path: str | None = None
+    manifest: Manifest | None = None
+    access: str = "normal"
+    mapping: mmap.mmap | None = None
+    document_starts: npt.NDArray[np.int64] | None = None  # documents.py sets it
+
+    def __reduce__(self) -> Any:
+        if self.path is None:
+            return np.array(self).__reduce__()
+        return functools.partial(load_token_array, access=self.access), (self.path,)
+
+
+class JoinedArray:
+    """Arrays end to end as one; windows may begin in one and end in a later one.
+
+    A slice of it is read into memory.
+
+    Attributes:
+        parts: The arrays, each of shape (N_i,).
+        ends: Shape (number of parts,), int64: where each part ends.
+        dtype: Of each part.
+        manifest: Of the first part that has one; all have its tokenizer.
+    """
+
+    document_starts: npt.NDArray[np.int64] | None = None  # documents.py sets it
+
+    def __init__(self, parts: Sequence[Ids]) -> None:
+        if not parts:
+            raise ValueError("there is no token file to join; give at least one")
+        for part in parts:
+            if not isinstance(check_data(part), np.ndarray):
+                raise ValueError(
+                    f"a part is of type {type(part).__name__}; join token arrays, as "
+                    "load_token_array returns them without a device"
+                )
+        self.parts = list(parts)
+        self.ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self.dtype: np.dtype[Any] = parts[0].dtype
+        opened = [part for part in parts if isinstance(part, TokenArray)]
+        self.access = max((part.access for part in opened), default="normal")
+        self.manifest: Manifest | None = None
+        for part in opened:
+            if part.path and part.manifest:
+                self.manifest = self.manifest or part.manifest
+                digest = self.manifest.tokenizer_sha256
+                check_tokenizer(part.path, part.manifest, digest)
+        if any(part.dtype != self.dtype for part in parts):
+            raise ValueError(
+                "some parts hold uint16 and some uint32 ids; encode all of them with "
+                "one tokenizer"
+            )
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, places: slice) -> Ids:
+        wanted = range(len(self))[places]
+        ends = sorted([wanted[0], wanted[-1]]) if wanted else [0, -1]
+        pieces = [part[a:b] for part, a, b in self.pieces(ends[0], ends[1] + 1)]
+        return np.concatenate([np.empty(0, self.dtype), *pieces])[:: wanted.step]
+
+    def fingerprint(self) -> str:
+        """See the function of that name."""
+        digests = " ".join(fingerprint(part) for part in self.parts)
+        return hashlib.sha256(digests.encode()).hexdigest()
+
+    def pieces(self, begin: int, end: int) -> Iterator[tuple[Ids, int, int]]:
+        """Where ids begin .. end lie: parts, each with a beginning and an end in it."""
+        number = int(np.searchsorted(self.ends, begin, side="right"))
+        while begin < end:
+            part, part_end = self.parts[number], int(self.ends[number])
+            offset = part_end - len(part)
+            check_size(part)
+            yield part, begin - offset, min(end, part_end) - offset
+            begin, number = part_end, number + 1
+
+
+TokenData = Ids | JoinedArray
+# What batches are drawn from: a tensor is a copy of all ids on a device.
+Data = Ids | JoinedArray | torch.Tensor
+
+
+def load_token_array(
+    path: StrPath | Sequence[StrPath],
+    device: str | torch.device | None = None,
+    *,
+    access: str = "normal",
+) -> Any:
+    """Open a token file, or several as one, for batching.
+
+    The file is mapped into memory and read when touched. What was read stays in the
+    page cache, which the system counts as memory of the process (RSS) and takes back
+    when it needs it: that figure grows to the size of the file and is no leak.
 
     Args:
         path: A token file, or the name of a split that the pipeline made, "train" or
-            "valid". A .bin without a manifest beside it is read as uint16.
+            "valid"; or a list of these, read end to end as one. A .bin without a
+            manifest beside it is read as uint16.
+        device: Copy all ids there, "cuda" for instance, so that batches are cut on
+            the device. Nothing is copied without one.
+        access: "random" for files that are cold or larger than memory: the system
+            reads no more than the windows of a batch, all at once instead of one by
+            one, and with a seed those of the next batch ahead.
 
     Returns:
-        Shape (N,), uint16 or uint32, read-only.
+        Shape (N,), uint16 or uint32, read-only: a `TokenArray` (a numpy array), for
+        a list a `JoinedArray`, or with a device a tensor.
 
     Raises:
         InputError (a ValueError): There is no such file, or it is empty.
-        IntegrityError (a ValueError): The file is not what its manifest says.
+        IntegrityError (a ValueError): A file is not what its manifest says, or two
+            were made by different tokenizers.
     """
+    if access not in ("normal", "random"):
+        raise ValueError(f"access is {access!r}; give 'normal' or 'random'")
+    data: TokenData
+    if isinstance(path, str | os.PathLike):
+        data = _open(path, access)
+    else:
+        data = JoinedArray([_open(part, access) for part in path])
+    return data if device is None else _copy_to(data, device)
+
+
+def _open(path: StrPath, access: str) -> TokenArray:
     if path in _SPLITS:
         path = _TOKENS_DIR / f"{path}.bin"
-    return open_tokens(path)
+    ids = open_tokens(path).view(TokenArray)
+    ids.path = os.path.abspath(path)
+    ids.manifest = read_manifest(path) if manifest_path(path).is_file() else None
+    ids.access = access
+    ids.mapping = _find_mapping(ids)
+    if access == "random" and ids.mapping and hasattr(mmap, "MADV_RANDOM"):
+        ids.mapping.madvise(mmap.MADV_RANDOM)
+    return ids
 
 
-def cut_windows(
-    ids: TokenArray, starts: npt.NDArray[np.int64], seq_len: int
-) -> TokenArray:
-    """Copy one window per start out of a token array.
+def _copy_to(data: TokenData, device: str | torch.device) -> torch.Tensor:
+    dtype = getattr(torch, data.dtype.name)
+    ids = torch.empty(len(data), dtype=dtype, device=device)
+    for begin in range(0, len(data), _CHUNK):
+        chunk = np.array(data[begin : begin + _CHUNK])
+        check_ids(chunk, data)
+        ids[begin : begin + len(chunk)] = torch.from_numpy(chunk)
+    return ids
+
+
+def check_data(data: Any) -> Data:
+    """Open a path; refuse what is no row of uint16 or uint32 ids, side by side.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(data, JoinedArray) or (isinstance(data, TokenArray) and data.path):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return load_token_array(data)  # type: ignore[no-any-return]
+    is_tensor = isinstance(data, torch.Tensor)
+    if not is_tensor and not isinstance(data, np.ndarray):
+        raise ValueError(
+            f"data is of type {type(data).__name__}; give a token array, as "
+            "load_token_array returns it, or a path"
+        )
+    if data.ndim != 1 or data.dtype not in _DTYPES:
+        raise ValueError(
+            f"data has shape {tuple(data.shape)} and dtype {data.dtype}; give one row "
+            "of uint16 or uint32 ids, as load_token_array returns it"
+        )
+    if not (data.is_contiguous() if is_tensor else data.flags.c_contiguous):
+        raise ValueError(
+            "the ids of data do not lie side by side; give a contiguous array "
+            "(np.ascontiguousarray makes one)"
+        )
+    return data  # type: ignore[no-any-return]
+
+
+def cut_windows(ids: Ids, starts: npt.NDArray[np.int64], seq_len: int) -> Ids:
+    """Copy one window per start out of an array of ids.
 
     The array is seen as overlapping records of T + 1 ids, one beginning at each id,
-    so that a single index operation copies each window as a block of bytes.
+    so that a single index operation copies each window as a block of bytes. By hand,
+    T = 3 over the ids 0 1 2 3 4 5: the records are 0123, 1234 and 2345, of 8 bytes
+    each, 2 bytes apart; starts 0 and 2 pick the first and the last.
 
     Args:
-        ids: Shape (N,), uint16 or uint32, contiguous; of a memmap only the touched
-            pages are read.
+        ids: Shape (N,), uint16 or uint32, contiguous.
         starts: Shape (B,), each in [0, N - T); that they are not negative is left to
             the caller, `windows`, to see to.
         seq_len: T, in tokens.
@@ -63,11 +246,123 @@ def cut_windows(
     array([[0, 1, 2, 3],
            [2, 3, 4, 5]], dtype=uint16)
     """
-    itemsize = ids.dtype.itemsize
+    itemsize = ids.itemsize
+    record = _record_dtype(itemsize * (seq_len + 1))
     records: npt.NDArray[Any] = np.ndarray(
-        shape=(len(ids) - seq_len,),
-        dtype=np.dtype((np.void, itemsize * (seq_len + 1))),
-        buffer=ids,
-        strides=(itemsize,),
+        (len(ids) - seq_len,), record, buffer=ids, strides=(itemsize,)
     )
     return records[starts].view(ids.dtype).reshape(len(starts), seq_len + 1)
+
+
+@functools.lru_cache
+def _record_dtype(num_bytes: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, num_bytes))
+
+
+def read_windows(data: TokenData, starts: npt.NDArray[np.int64], seq_len: int) -> Ids:
+    """Copy windows out of any token data, and check what can be checked in passing.
+
+    Returns:
+        Shape (B, T + 1), dtype of `data`, a fresh array.
+
+    Raises:
+        IntegrityError: A file was cut short since it was opened, or holds an id that
+            its manifest does not allow.
+    """
+    if is_random(data):
+        will_need(data, starts, seq_len)
+    if not isinstance(data, JoinedArray):
+        check_size(data)
+        windows = cut_windows(data, starts, seq_len)
+    else:
+        windows = np.empty((len(starts), seq_len + 1), data.dtype)
+        first = np.searchsorted(data.ends, starts, side="right")
+        last = np.searchsorted(data.ends, starts + seq_len, side="right")
+        for row in np.flatnonzero(first != last):
+            windows[row] = data[starts[row] : starts[row] + seq_len + 1]
+        for number in np.unique(first[first == last]):
+            rows = np.flatnonzero((first == number) & (last == number))
+            part = data.parts[number]
+            check_size(part)
+            begins = starts[rows] - (data.ends[number] - len(part))
+            windows[rows] = cut_windows(part, begins, seq_len)
+    check_ids(windows, data)
+    return windows
+
+
+def is_random(data: Data) -> bool:
+    """Whether `data` was opened with access="random"."""
+    return getattr(data, "access", "normal") == "random"
+
+
+def will_need(data: TokenData, starts: npt.NDArray[np.int64], seq_len: int) -> None:
+    """Have windows read ahead, all at once."""
+    joined = data if isinstance(data, JoinedArray) else JoinedArray([data])
+    for start in starts.tolist():
+        for part, begin, end in joined.pieces(start, start + seq_len + 1):
+            mapping = _find_mapping(part)
+            if mapping is not None and hasattr(mmap, "MADV_WILLNEED"):
+                page = begin * part.itemsize // mmap.PAGESIZE * mmap.PAGESIZE
+                length = end * part.itemsize - page
+                mapping.madvise(mmap.MADV_WILLNEED, page, length)
+
+
+def _find_mapping(ids: Ids) -> mmap.mmap | None:
+    """The mapped file under an array, or under what it is a slice of."""
+    base: Any = ids
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
+
+
+def check_size(ids: Ids) -> None:
+    """Refuse a file that was cut short: touching its missing pages kills a process.
+
+    Raises:
+        IntegrityError: It was.
+    """
+    mapping = getattr(ids, "mapping", None) or _find_mapping(ids)
+    if mapping is not None and mapping.size() < len(mapping):
+        raise IntegrityError(
+            f"{getattr(ids, 'filename', 'data')} had {len(mapping):,} bytes when "
+            f"opened and has {mapping.size():,} now; encode the text again"
+        )
+
+
+def check_ids(ids: Ids, source: TokenData) -> None:
+    """Refuse ids that the manifest of their source does not allow.
+
+    Raises:
+        IntegrityError: There is one.
+    """
+    manifest = getattr(source, "manifest", None)
+    if manifest and ids.size and (top := ids.item(ids.argmax())) >= manifest.vocab_size:
+        raise IntegrityError(
+            f"{getattr(source, 'path', 'one of the files')} holds the id {top:,}, its "
+            f"manifest says vocab_size {manifest.vocab_size:,}; encode the text again"
+        )
+
+
+def fingerprint(data: Data | StrPath) -> str:
+    """A digest of the ids, to store in a checkpoint; see `batches`.
+
+    Of a token file with a manifest it is what the manifest says, at no cost
+    (`make verify` compares the two). Other ids are read: about a second per GB.
+
+    Args:
+        data: Whatever `get_batch` draws from.
+
+    Returns:
+        The SHA-256 of the ids as a token file holds them, in hex; of several files,
+        or of a mixture, that of theirs.
+
+    Raises:
+        InputError, IntegrityError (ValueErrors): As of `load_token_array`.
+    """
+    data = check_data(data)
+    if isinstance(data, JoinedArray):
+        return data.fingerprint()
+    if isinstance(data, TokenArray) and data.manifest:
+        return data.manifest.sha256
+    ids = data.cpu().numpy() if isinstance(data, torch.Tensor) else data
+    return hashlib.sha256(ids.astype(DTYPES[ids.dtype.name]).data).hexdigest()

@@ -1,37 +1,70 @@
-"""Batches: inputs and targets as tensors, on a device."""
+"""Batches: inputs and targets as tensors, on a device, one by one or in a row."""
 
 from __future__ import annotations
 
-import os
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset, get_worker_info
 
-from tiny_llm.batching.arrays import TokenArray, cut_windows, load_token_array
-from tiny_llm.batching.windows import check_integer, count_windows, window_starts
+from tiny_llm.batching.arrays import (
+    Data,
+    Ids,
+    StrPath,
+    check_data,
+    is_random,
+    read_windows,
+    will_need,
+)
+from tiny_llm.batching.arrays import fingerprint as fingerprint_of
+from tiny_llm.batching.documents import sample_starts
+from tiny_llm.batching.mixture import Mixture
+from tiny_llm.batching.windows import (
+    Ints,
+    check_integer,
+    count_windows,
+    first_sample,
+)
+from tiny_llm.errors import IntegrityError
+
+Device = str | torch.device
+Batch = tuple[torch.Tensor, torch.Tensor]
+# The signed dtype of the same width, which torch can index on every device.
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
+# From so many ids on torch's cast, which uses all cores, beats numpy's, which starts
+# sooner (benchmarks/LOG.md).
+_MANY = 1 << 16
 
 
 def get_batch(
-    data: TokenArray | str | os.PathLike[str],
+    data: Data | StrPath,
     batch_size: int,
     seq_len: int,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     *,
     seed: int | None = None,
     step: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    num_samples: int | None = None,
     replace: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    align: str | None = None,
+) -> Batch:
     """Draw a batch of random windows; with a seed, one that can be drawn again.
 
     With replacement every window can be drawn, the last one too, and each is equally
     likely.
 
     Args:
-        data: What `load_token_array` returned; or a path, or "train" or "valid",
-            which is then opened on each call. Any contiguous array of shape (N,),
-            uint16 or uint32, will do.
+        data: What `load_token_array` returned, or a `Mixture`; or a path, or "train"
+            or "valid", which is then opened on each call. Any contiguous array of
+            shape (N,), uint16 or uint32, will do, and so will such a tensor.
         batch_size: B, the number of windows.
         seq_len: T, in tokens; N must be at least T + 1.
         device: Where the tensors go.
@@ -42,7 +75,12 @@ def get_batch(
         rank: Which part of the global batch this process draws, in [0, world_size).
         world_size: Number of processes; the global batch of world_size * B windows is
             the same for any number that divides it.
+        num_samples: In place of `step`, how many samples all ranks together took
+            before: goes on exactly where the batch size changed on the way.
         replace: False goes through all windows of an epoch before the next.
+        align: "document" draws only windows that begin with a document, so no story
+            is entered in its middle; but ids more than seq_len behind the beginning
+            of their document are then never drawn. None covers all ids.
 
     Returns:
         Inputs x and targets y, each int64, shape (B, T), contiguous and fresh;
@@ -50,51 +88,212 @@ def get_batch(
 
     Raises:
         ValueError: An argument is out of its range or lacks a seed, there are too
-            few ids, or `data` is not such an array.
+            few ids, `data` is not such an array, or its file was damaged.
     """
-    if isinstance(data, str | os.PathLike):
-        data = load_token_array(data)
-    ids = _check_array(data)
-    if seed is not None:
-        starts = window_starts(
-            len(ids),
+    data = check_data(data)
+    if seed is None:
+        if (step, rank, world_size, num_samples, replace) != (0, 0, 1, None, True):
+            raise ValueError(
+                f"step {step}, rank {rank}, world_size {world_size}, num_samples "
+                f"{num_samples} and replace {replace} have no meaning without a seed; "
+                "give one"
+            )
+        starts = _draw_anew(data, batch_size, seq_len, align)
+    else:
+        first = first_sample(batch_size, seed, step, rank, world_size, num_samples)
+        starts = _draw(data, seq_len, align, seed, first, batch_size, replace)
+    if isinstance(data, torch.Tensor):
+        return _split(_cut_tensor(data, starts, seq_len).to(device))
+    windows = read_windows(data, starts, seq_len)
+    if seed is not None and is_random(data):
+        first += world_size * batch_size
+        ahead = _draw(data, seq_len, align, seed, first, batch_size, replace)
+        will_need(data, ahead, seq_len)
+    return _to_tensors(windows, device)
+
+
+def batches(
+    data: Data | StrPath,
+    batch_size: int,
+    seq_len: int,
+    *,
+    seed: int,
+    start: int = 0,
+    device: Device = "cpu",
+    prefetch: int = 2,
+    rank: int = 0,
+    world_size: int = 1,
+    num_samples: int | None = None,
+    replace: bool = True,
+    align: str | None = None,
+    fingerprint: str | None = None,
+) -> Iterator[tuple[int, Batch]]:
+    """Draw one batch after another, without end, and the next ones ahead.
+
+        for step, (x, y) in batches(train, 32, 256, seed=1337, start=resume_step):
+
+    A thread makes the next batches; it ends when the loop does, and what it raises
+    is raised here. Copies to a GPU are queued on its default stream. Besides those of
+    `get_batch` it has the arguments
+
+        start: The first step.
+        prefetch: How many batches to make ahead; with 0 there is no thread.
+        num_samples: How many samples all ranks together took before step `start`, if
+            their batches were not all of this size.
+        fingerprint: That of the data with which the run began, out of its checkpoint.
+
+    Yields:
+        The step and its batch, which is `get_batch(..., seed=seed, step=step)`.
+
+    Raises:
+        IntegrityError (a ValueError): `data` has another fingerprint.
+        ValueError: As of `get_batch`.
+    """
+    check_integer(0, start=start, prefetch=prefetch)
+    data = check_data(data)
+    if fingerprint is not None and (found := fingerprint_of(data)) != fingerprint:
+        raise IntegrityError(
+            f"the run began with data of fingerprint {fingerprint}, this is {found}; "
+            "give the same data, or begin a new run"
+        )
+    first_sample(batch_size, seed, 0, rank, world_size, num_samples)
+    stride = world_size * batch_size
+    before = start * stride if num_samples is None else num_samples
+    # Another thread may have another default GPU.
+    device = torch.empty(0, device=device).device
+
+    def make(step: int) -> Batch:
+        return get_batch(
+            data,
             batch_size,
             seq_len,
+            device,
             seed=seed,
-            step=step,
             rank=rank,
             world_size=world_size,
+            num_samples=before + (step - start) * stride,
             replace=replace,
+            align=align,
         )
-    elif (step, rank, world_size, replace) == (0, 0, 1, True):
-        check_integer(batch_size=batch_size)
-        num_windows = count_windows(len(ids), seq_len)
-        starts = torch.randint(num_windows, (batch_size,)).numpy()
-    else:
-        raise ValueError(
-            f"step {step}, rank {rank}, world_size {world_size} and replace {replace} "
-            "have no meaning without a seed; give one"
-        )
-    windows = cut_windows(ids, starts, seq_len)
-    x = torch.from_numpy(windows[:, :-1].astype(np.int64))
-    y = torch.from_numpy(windows[:, 1:].astype(np.int64))
-    return x.to(device), y.to(device)
+
+    return _make_ahead(make, start, prefetch)
 
 
-def _check_array(ids: object) -> TokenArray:
-    if not isinstance(ids, np.ndarray):
-        raise ValueError(
-            f"data is of type {type(ids).__name__}; give a token array, as "
-            "load_token_array returns it, or a path"
+def _make_ahead(
+    make: Callable[[int], Batch], start: int, prefetch: int
+) -> Iterator[tuple[int, Batch]]:
+    if prefetch == 0:
+        for step in itertools.count(start):
+            yield step, make(step)
+    # It is idle between batches, so neither a break nor the interpreter's exit waits.
+    pool = ThreadPoolExecutor(1, thread_name_prefix="tiny_llm.batching")
+    try:
+        ahead = deque(pool.submit(make, start + i) for i in range(prefetch))
+        for step in itertools.count(start):
+            batch = ahead.popleft().result()
+            ahead.append(pool.submit(make, step + prefetch))
+            yield step, batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class BatchDataset(IterableDataset[tuple[int, Batch]]):
+    """`batches` as a torch dataset, for `DataLoader(dataset, batch_size=None)`.
+
+    With num_workers=0 the thread of `batches` makes them ahead. With n workers, worker
+    k makes the steps start + k, start + k + n and so on, and the loader, which takes
+    turns, gives the same batches in the same order; only slower, as they have to
+    travel between processes, and never to a GPU: device must be "cpu" then.
+    """
+
+    def __init__(
+        self,
+        data: Data | StrPath,
+        batch_size: int,
+        seq_len: int,
+        **options: Any,
+    ) -> None:
+        """Take the arguments of `batches`, and check them as it does."""
+        self._batch_size = batch_size
+        self._options = options
+        self._batches = functools.partial(batches, data, batch_size, seq_len, **options)
+        self._batches()
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        worker = get_worker_info()
+        if worker is None:
+            return self._batches()
+        device = self._options.get("device", "cpu")
+        if torch.device(device).type != "cpu":
+            raise ValueError(
+                f"device is {device} in a worker of a DataLoader; give num_workers=0"
+            )
+        start = self._options.get("start", 0)
+        world_size = self._options.get("world_size", 1)
+        before = self._options.get("num_samples")
+        if before is None:
+            before = start * world_size * self._batch_size
+        # Every n-th batch of all ranks is what n times as many ranks leave to one.
+        mine = self._batches(
+            start=0,
+            num_samples=before + worker.id * world_size * self._batch_size,
+            world_size=world_size * worker.num_workers,
+            prefetch=0,
         )
-    if ids.ndim != 1 or ids.dtype.name not in ("uint16", "uint32"):
-        raise ValueError(
-            f"data has shape {ids.shape} and dtype {ids.dtype}; give one row of uint16 "
-            "or uint32 ids, as load_token_array returns it"
-        )
-    if not ids.flags.c_contiguous:
-        raise ValueError(
-            f"data has strides {ids.strides}, so its ids do not lie side by side; "
-            "give a contiguous array (np.ascontiguousarray makes one)"
-        )
-    return ids
+        first = start + worker.id
+        return ((first + turn * worker.num_workers, batch) for turn, batch in mine)
+
+
+def _draw_anew(data: Data, batch_size: int, seq_len: int, align: str | None) -> Ints:
+    check_integer(batch_size=batch_size)
+    if align is not None or isinstance(data, Mixture):
+        seed = int(torch.randint(1 << 62, ()))
+        return _draw(data, seq_len, align, seed, 0, batch_size, True)
+    starts = np.empty(batch_size, dtype=np.int64)
+    torch.from_numpy(starts).random_(count_windows(len(data), seq_len))
+    return starts
+
+
+def _draw(
+    data: Data,
+    seq_len: int,
+    align: str | None,
+    seed: int,
+    first: int,
+    count: int,
+    replace: bool,
+) -> Ints:
+    if isinstance(data, Mixture):
+        return data.sample_starts(seq_len, align, seed, first, count, replace)
+    return sample_starts(data, seq_len, align, seed, first, count, replace)
+
+
+def _to_tensors(windows: Ids, device: Device) -> Batch:
+    """Inputs and targets of windows, shape (B, T + 1), on a device."""
+    if device != "cpu" and torch.device(device).type != "cpu":
+        # Half or a quarter of one int64 tensor's bytes travel, and only once.
+        narrow = torch.from_numpy(windows.view(f"i{windows.itemsize}"))
+        if torch.device(device).type == "cuda":
+            narrow = narrow.pin_memory()
+        return _split(narrow.to(device, non_blocking=True))
+    if windows.size < _MANY:
+        x, y = windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
+        return torch.from_numpy(x), torch.from_numpy(y)
+    batch_size, seq_len = len(windows), windows.shape[1] - 1
+    both = torch.from_numpy(np.empty((2, batch_size, seq_len), dtype=np.int64))
+    ids = torch.from_numpy(windows)
+    return both[0].copy_(ids[:, :-1]), both[1].copy_(ids[:, 1:])
+
+
+def _cut_tensor(ids: torch.Tensor, starts: Ints, seq_len: int) -> torch.Tensor:
+    """Windows, shape (B, T + 1), of a tensor of ids, on its device, as signed ints."""
+    places = torch.from_numpy(np.asarray(starts)).to(ids.device)
+    return ids.view(_SIGNED[ids.dtype]).unfold(0, seq_len + 1, 1)[places]
+
+
+def _split(windows: torch.Tensor) -> Batch:
+    """Inputs and targets of windows of signed ints, widened where they are."""
+    mask = (1 << 8 * windows.itemsize) - 1
+    x = windows[:, :-1].to(torch.int64).bitwise_and_(mask)
+    y = windows[:, 1:].to(torch.int64).bitwise_and_(mask)
+    return x, y

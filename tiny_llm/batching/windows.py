@@ -4,14 +4,17 @@ A window is seq_len + 1 consecutive ids, so N ids have N - seq_len windows. With
 sample p of a training run (from 0 on) is a function of (seed, p) and nothing else:
 
 1. Row `row` of rank `rank` takes p = (step * world_size + rank) * batch_size + row.
+   The state of a run is one integer, how many samples were taken before.
 2. With replacement, p picks a number out of a stream that the seed fixes.
 3. Without, p counts through epochs. Each epoch cuts the ids, at an offset of its own,
    into windows that share no input, and takes them in an order of its own.
 
 So a run is resumed by its step alone, and the global batch is the same for any number
 of ranks. All numbers come from SHAKE-128 of a key that names their purpose and what
-they depend on: no two streams coincide, as seed + epoch would, and the version of numpy
-does not matter.
+they depend on, so no two streams coincide, as those of seed + epoch would. Where many
+are needed, that digest is the key of Philox (Salmon et al., "Parallel random numbers:
+as easy as 1, 2, 3", 2011), whose numbers can be had from any place on, and which numpy
+guarantees never to change.
 """
 
 from __future__ import annotations
@@ -24,14 +27,18 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+# What a stream of numbers belongs to: a seed, or "seed/source" inside a mixture.
+Seed = int | str
 
-_STREAM_BLOCK = 64
+_STREAM_BLOCK = 1024
 _ROUNDS = 4
 
 
 def check_integer(at_least: int = 1, **arguments: object) -> None:
     """Refuse arguments that are not integers of at least `at_least`."""
     for name, value in arguments.items():
+        if type(value) is int and value >= at_least:
+            continue  # At once: a batch takes microseconds.
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise ValueError(
                 f"{name} is {value!r}; give an integer of at least {at_least}"
@@ -58,15 +65,51 @@ def count_windows(num_tokens: int, seq_len: int) -> int:
     return num_tokens - seq_len
 
 
+def first_sample(
+    batch_size: int,
+    seed: int,
+    step: int,
+    rank: int,
+    world_size: int,
+    num_samples: int | None = None,
+) -> int:
+    """Number of the sample in a batch's first row; see `window_starts`.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    >>> first_sample(batch_size=8, seed=0, step=3, rank=1, world_size=2)
+    56
+    """
+    check_integer(batch_size=batch_size, world_size=world_size)
+    check_integer(0, seed=seed, step=step, rank=rank)
+    if rank >= world_size:
+        raise ValueError(f"rank is {rank} of world_size {world_size}; give a lower one")
+    if num_samples is None:
+        num_samples = int(step) * int(world_size) * int(batch_size)
+    else:
+        check_integer(0, num_samples=num_samples)
+        if step:
+            raise ValueError(
+                f"step is {step} and num_samples {num_samples}, which both say how "
+                "far the run is; give one of them"
+            )
+    first = int(num_samples) + int(rank) * int(batch_size)
+    if first + batch_size > 1 << 62:
+        raise ValueError(f"sample {first:,} is so far that numbers overflow")
+    return first
+
+
 def window_starts(
     num_tokens: int,
     batch_size: int,
     seq_len: int,
     *,
     seed: int,
-    step: int,
+    step: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    num_samples: int | None = None,
     replace: bool = True,
 ) -> Ints:
     """Start positions of one rank's batch at one step, the same whenever asked.
@@ -79,6 +122,8 @@ def window_starts(
         step: How many batches came before, of at least 0.
         rank: Of this process, in [0, world_size).
         world_size: Number of processes that share the global batch.
+        num_samples: In place of `step`: how many samples all ranks together took
+            before, which goes on exactly where the batch size changed on the way.
         replace: Draw with replacement; else go through all windows of an epoch
             before the next, in (N - T) // T windows an epoch (at least one). Rows of
             a batch run on into the next epoch, so no batch is short.
@@ -89,61 +134,88 @@ def window_starts(
     Raises:
         ValueError: An argument is out of its range, or there is no window.
     """
-    check_integer(batch_size=batch_size, world_size=world_size)
-    check_integer(0, seed=seed, step=step, rank=rank)
-    if rank >= world_size:
-        raise ValueError(f"rank is {rank} of world_size {world_size}; give a lower one")
+    first = first_sample(batch_size, seed, step, rank, world_size, num_samples)
+    return draw_starts(num_tokens, seq_len, seed, first, batch_size, replace)
+
+
+def draw_starts(
+    num_tokens: int, seq_len: int, seed: Seed, first: int, count: int, replace: bool
+) -> Ints:
+    """Start positions of samples first .. first + count, shape (count,).
+
+    Raises:
+        ValueError: There is no window, or seq_len is out of its range.
+    """
     num_windows = count_windows(num_tokens, seq_len)
-    first = (int(step) * int(world_size) + int(rank)) * int(batch_size)
-    if first + batch_size > 1 << 62:
-        raise ValueError(f"step is {step:,}, so far that sample numbers overflow")
     if replace:
-        starts: Ints = _stream(seed, first, batch_size) % num_windows
-        return starts
-    return _epoch_starts(num_tokens, seq_len, seed, first, batch_size)
+        return draw(num_windows, seed, first, count, replace)
+    # An epoch has the windows that fit behind any offset below seq_len; with fewer
+    # than 2 * seq_len ids there is one, at any offset.
+    num_windows = max(1, num_windows // seq_len)
+    num_offsets = min(seq_len, num_tokens - num_windows * seq_len)
+    starts = draw(num_windows, seed, first, count, replace)
+    starts *= seq_len
+    done = 0
+    while done < count:
+        epoch, index = divmod(first + done, num_windows)
+        offset = _offset(seed, epoch) % num_offsets
+        here = min(count - done, num_windows - index)
+        starts[done : done + here] += offset
+        done += here
+    return starts
+
+
+def draw(n: int, seed: Seed, first: int, count: int, replace: bool) -> Ints:
+    """Choices of samples first .. first + count among n, shape (count,), int64.
+
+    Without replacement each n samples, an epoch, are the numbers 0 .. n - 1 in an
+    order of their own.
+    """
+    if replace:
+        return _draw_anew(n, seed, first, count)
+    parts = []
+    while count:
+        epoch, index = divmod(first, n)
+        here = min(count, n - index)
+        order = permutation(n, seed, epoch)
+        parts.append(order.send(np.arange(index, index + here)))
+        first, count = first + here, count - here
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _digest(num_bytes: int, *key: object) -> bytes:
-    """SHAKE-128 of a key: the parts parted by spaces, as in "stream 1337 0"."""
+    """SHAKE-128 of a key: the parts parted by spaces, as in "stream 1337"."""
     return hashlib.shake_128(" ".join(map(str, key)).encode()).digest(num_bytes)
 
 
+def _philox(counter: int, *key: object) -> np.random.Philox:
+    """The numbers of a key, 64 bits each, from number 4 * counter on."""
+    return np.random.Philox(
+        key=int.from_bytes(_digest(16, *key), "little"), counter=counter
+    )
+
+
+def _draw_anew(n: int, seed: Seed, first: int, count: int) -> Ints:
+    begin, skip = divmod(first, _STREAM_BLOCK)
+    end = (first + count - 1) // _STREAM_BLOCK + 1
+    if end == begin + 1:
+        drawn: Ints = _stream_block(n, seed, begin)[skip : skip + count].copy()
+    else:
+        blocks = [_stream_block(n, seed, block) for block in range(begin, end)]
+        drawn = np.concatenate(blocks)[skip : skip + count]
+    return drawn
+
+
 @functools.lru_cache(maxsize=64)
-def _stream_block(seed: int, block: int) -> Ints:
-    words = np.frombuffer(_digest(8 * _STREAM_BLOCK, "stream", seed, block), "<u8")
-    numbers: Ints = (words >> np.uint64(1)).astype(np.int64)
+def _stream_block(n: int, seed: Seed, block: int) -> Ints:
+    source = _philox(block * (_STREAM_BLOCK // 4), "stream", seed)
+    numbers: Ints = (source.random_raw(_STREAM_BLOCK) % np.uint64(n)).view(np.int64)
     return numbers
 
 
-def _stream(seed: int, first: int, count: int) -> Ints:
-    """Numbers first .. first + count of a seed's stream, each in [0, 2**63)."""
-    begin = first // _STREAM_BLOCK
-    end = (first + count - 1) // _STREAM_BLOCK + 1
-    blocks = [_stream_block(seed, block) for block in range(begin, end)]
-    skip = first - begin * _STREAM_BLOCK
-    return np.concatenate(blocks)[skip : skip + count]
-
-
-def _epoch_starts(
-    num_tokens: int, seq_len: int, seed: int, first: int, count: int
-) -> Ints:
-    """Starts of samples first .. first + count, going through one epoch after another.
-
-    An epoch has the windows that fit behind any offset below seq_len; with fewer than
-    2 * seq_len ids there is one, at any offset.
-    """
-    num_windows = max(1, (num_tokens - seq_len) // seq_len)
-    num_offsets = min(seq_len, num_tokens - num_windows * seq_len)
-    starts = []
-    while count:
-        epoch, index = divmod(first, num_windows)
-        here = min(count, num_windows - index)
-        order = permutation(num_windows, seed, epoch)
-        offset = int.from_bytes(_digest(8, "offset", seed, epoch), "little")
-        indices = order(np.arange(index, index + here, dtype=np.int64))
-        starts.append(indices * seq_len + offset % num_offsets)
-        first, count = first + here, count - here
-    return starts[0] if len(starts) == 1 else np.concatenate(starts)
+@functools.lru_cache(maxsize=64)
+def _offset(seed: Seed, epoch: int) -> int:
+    return int.from_bytes(_digest(8, "offset", seed, epoch), "little")
 
 
 class Permutation:
@@ -172,12 +244,13 @@ class Permutation:
         self._columns = math.isqrt(n - 1) + 1
         self._rows = -(-n // self._columns)
         self._tables = []
+        numbers = _philox(0, "permutation", n, *key)
         for number in range(_ROUNDS):
             size, limit = self._rows, self._columns
             if number % 2:
                 size, limit = limit, size
-            digest = _digest(4 * size, "permutation", n, number, *key)
-            self._tables.append(np.frombuffer(digest, "<u4") % np.uint32(limit))
+            words = numbers.random_raw(-(-size // 2)).astype("<u8").view("<u4")
+            self._tables.append(words[:size] % np.uint32(limit))
 
     def __call__(self, indices: Ints) -> Ints:
         """Where indices, shape (k,), each in [0, n), are sent."""
@@ -186,26 +259,33 @@ class Permutation:
                 f"an index from {indices.min():,} to {indices.max():,} is outside a "
                 f"permutation of {self.n:,}; give indices from 0 on, below it"
             )
-        sent = self._send(indices)
+        return self.send(indices)
+
+    def send(self, indices: Ints) -> Ints:
+        """The same, unchecked: with an index outside [0, n) it might never end."""
+        sent = self._go_round(indices)
         while self.n < self._rows * self._columns:
-            beyond = np.flatnonzero(sent >= self.n)
+            beyond = (sent >= self.n).nonzero()[0]
             if not len(beyond):
                 break
-            sent[beyond] = self._send(sent[beyond])
+            sent[beyond] = self._go_round(sent[beyond])
         return sent
 
-    def _send(self, indices: Ints) -> Ints:
+    def _go_round(self, indices: Ints) -> Ints:
         high, low = np.divmod(indices, self._columns)
         for number, table in enumerate(self._tables):
             if number % 2:
-                high = (high + table[low]) % self._rows
+                high += table[low]
+                high %= self._rows
             else:
-                low = (low + table[high]) % self._columns
-        result: Ints = high * self._columns + low
-        return result
+                low += table[high]
+                low %= self._columns
+        high *= self._columns
+        high += low
+        return high
 
 
-@functools.lru_cache(maxsize=4)
-def permutation(n: int, seed: int, epoch: int) -> Permutation:
-    """The order of an epoch; the last few are kept."""
-    return Permutation(n, seed, epoch)
+@functools.lru_cache(maxsize=32)
+def permutation(n: int, *key: object) -> Permutation:
+    """The order that belongs to a key; those used last are kept."""
+    return Permutation(n, *key)

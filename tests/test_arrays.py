@@ -1,0 +1,300 @@
+"""Opening token files for batching: one, many, on a device, damaged, copied."""
+
+import copy
+import mmap
+import multiprocessing
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import save_tokens
+from tiny_llm.batching import Mixture, fingerprint, get_batch, load_token_array
+from tiny_llm.batching.arrays import JoinedArray, cut_windows
+from tiny_llm.tokens import read_manifest
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.booleans())
+def test_windows_equal_slices(num_extra, seq_len, batch_size, wide):
+    ids = np.arange(seq_len + num_extra).astype(np.uint32 if wide else np.uint16)
+    starts = np.random.default_rng(0).integers(0, num_extra, batch_size)
+    windows = cut_windows(ids, starts, seq_len)
+    assert windows.dtype == ids.dtype
+    expected = [ids[start : start + seq_len + 1].tolist() for start in starts]
+    assert windows.tolist() == expected
+
+
+def test_a_window_outside_the_array_is_refused():
+    with pytest.raises(IndexError):
+        cut_windows(np.arange(6, dtype=np.uint16), np.array([3]), 3)
+
+
+def save_parts(folder, lengths):
+    """Token files that together hold 0, 1, 2 and so on; returns their paths."""
+    ids = np.arange(sum(lengths))
+    parts = np.split(ids, np.cumsum(lengths)[:-1])
+    return [
+        save_tokens(folder / f"{number:04}.bin", part, vocab_size=len(ids) + 257)
+        for number, part in enumerate(parts)
+    ]
+
+
+def test_a_token_file_is_an_array_of_its_ids(tmp_path):
+    ids = load_token_array(save_tokens(tmp_path / "x.bin", [5, 6, 7]))
+    assert isinstance(ids, np.ndarray)
+    assert (ids.dtype, ids.shape, ids.tolist()) == (np.uint16, (3,), [5, 6, 7])
+    assert not ids.flags.writeable
+    assert ids.manifest == read_manifest(tmp_path / "x.bin")
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 12), st.data()
+)
+def test_joined_windows_equal_those_of_one_array(lengths, seq_len, data):
+    ids = np.arange(sum(lengths), dtype=np.uint16)
+    seq_len = min(seq_len, max(1, len(ids) - 1))
+    joined = JoinedArray(np.split(ids, np.cumsum(lengths)[:-1]))
+    assert len(joined) == len(ids)
+    places = data.draw(st.slices(len(ids)))
+    assert joined[places].tolist() == ids[places].tolist()
+    if len(ids) > seq_len:
+        whole = get_batch(ids, 20, seq_len, seed=1)
+        parts = get_batch(joined, 20, seq_len, seed=1)
+        assert torch.equal(whole[0], parts[0])
+        assert torch.equal(whole[1], parts[1])
+
+
+def test_hundreds_of_files_are_read_as_one(tmp_path):
+    paths = save_parts(tmp_path, [7] * 300)
+    joined = load_token_array(paths)
+    assert len(joined) == 2100
+    x, y = get_batch(joined, batch_size=64, seq_len=50, seed=3)
+    assert torch.equal(x + 1, y)
+    assert torch.equal(x, x[:, :1] + torch.arange(50))
+    with pytest.raises(ValueError, match="no token file"):
+        load_token_array([])
+
+
+def test_files_of_two_tokenizers_are_not_joined(tmp_path):
+    a = save_tokens(tmp_path / "a.bin", [1, 2, 3], tokenizer_sha256="a" * 64)
+    b = save_tokens(tmp_path / "b.bin", [1, 2, 3], tokenizer_sha256="b" * 64)
+    with pytest.raises(ValueError, match=r"b\.bin was made by the tokenizer"):
+        load_token_array([a, b])
+
+
+def test_arrays_of_two_widths_are_not_joined():
+    parts = [np.zeros(3, np.uint16), np.zeros(3, np.uint32)]
+    with pytest.raises(ValueError, match="encode all of them with one tokenizer"):
+        JoinedArray(parts)
+
+
+@pytest.mark.parametrize("vocab_size", [300, 80_000])
+def test_a_tensor_on_a_device_gives_the_same_batches(tmp_path, vocab_size):
+    ids = np.random.default_rng(0).integers(0, vocab_size, 5000)
+    path = save_tokens(tmp_path / "x.bin", ids, vocab_size)
+    data, tensor = load_token_array(path), load_token_array(path, device="cpu")
+    assert isinstance(tensor, torch.Tensor)
+    assert tensor.tolist() == ids.tolist()
+    for replace in (True, False):
+        arguments = {"seed": 5, "step": 3, "replace": replace}
+        expected = get_batch(data, 9, 30, **arguments)
+        for source in (tensor, load_token_array([path, path], device="cpu")[:5000]):
+            batch = get_batch(source, 9, 30, **arguments)
+            for ours, theirs in zip(expected, batch, strict=True):
+                assert torch.equal(ours, theirs)
+                assert theirs.is_contiguous()
+    assert fingerprint(tensor) == fingerprint(data)
+
+
+def test_a_device_gets_ids_in_their_stored_width():
+    """The meta device computes shapes and dtypes alone, but takes the same path."""
+    ids = np.arange(1000, dtype=np.uint16)
+    for tensor in get_batch(ids, 4, 8, device="meta"):
+        assert tensor.device.type == "meta"
+        assert (tensor.shape, tensor.dtype) == ((4, 8), torch.int64)
+
+
+def test_a_batch_of_one_row_aliases_nothing():
+    ids = np.arange(10, dtype=np.uint16)
+    for data in (ids, torch.from_numpy(ids)):
+        x, y = get_batch(data, 1, 9, seed=0)
+        x.zero_()
+        assert y.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
+        assert ids.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(9, dtype=torch.int64),
+        torch.zeros((3, 3), dtype=torch.uint16),
+        torch.zeros(18, dtype=torch.uint16)[::2],
+    ],
+)
+def test_tensors_that_are_no_token_arrays_are_refused(tensor):
+    with pytest.raises(ValueError, match="give"):
+        get_batch(tensor, 1, 2)
+
+
+def test_random_access_changes_no_batch(tmp_path):
+    paths = save_parts(tmp_path, [5000, 3000])
+    for path in (paths[0], paths):
+        normal = load_token_array(path)
+        random = load_token_array(path, access="random")
+        for arguments in ({"seed": 1}, {"seed": 1, "step": 9, "replace": False}):
+            x, _ = get_batch(normal, 6, 700, **arguments)
+            assert torch.equal(x, get_batch(random, 6, 700, **arguments)[0])
+        assert get_batch(random, 6, 700)[0].shape == (6, 700)
+    with pytest.raises(ValueError, match="access is 'fast'; give 'normal' or 'random'"):
+        load_token_array(paths, access="fast")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs Linux")
+def test_random_access_reads_no_more_than_the_windows(tmp_path):
+    path = tmp_path / "cold.bin"
+    num_ids = 1 << 24
+    save_tokens(path, np.zeros(num_ids, dtype=np.uint16))
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        before = num_resident_pages(file, num_ids * 2)
+        if before:
+            pytest.skip("this filesystem keeps pages that it was told to drop")
+        ids = load_token_array(path, access="random")
+        get_batch(ids, 4, 1000, seed=1)
+        # Two batches of 4 windows, the next one read ahead, each of 1 or 2 pages.
+        assert 8 <= num_resident_pages(file, num_ids * 2) <= 16
+
+
+def num_resident_pages(file, num_bytes) -> int:
+    """How many pages of a file are in the page cache, by mincore(2)."""
+    ctypes = pytest.importorskip("ctypes")
+    num_pages = num_bytes // mmap.PAGESIZE
+    found = (ctypes.c_ubyte * num_pages)()
+    with mmap.mmap(file.fileno(), num_bytes, prot=mmap.PROT_READ) as mapping:
+        address = np.frombuffer(mapping, np.uint8).ctypes.data
+        libc = ctypes.CDLL(None, use_errno=True)
+        size = ctypes.c_size_t(num_bytes)
+        assert libc.mincore(ctypes.c_void_p(address), size, found) == 0
+    return sum(page & 1 for page in found)
+
+
+def test_a_file_cut_short_after_opening_is_refused(tmp_path):
+    """Touching a page that is gone would kill the process (SIGBUS)."""
+    path = save_tokens(tmp_path / "x.bin", np.zeros(100_000, dtype=np.uint16))
+    message = r"x\.bin had 200,000 bytes when opened and has 100 now"
+    whole, part = load_token_array(path), load_token_array(path)[10:]
+    joined = load_token_array([path, path])
+    plain = np.memmap(path, dtype=np.uint16, mode="r")
+    os.truncate(path, 100)
+    for data in (whole, part, joined, plain):
+        with pytest.raises(ValueError, match=message):
+            get_batch(data, 4, 8)
+    with pytest.raises(ValueError, match=message):
+        joined[:10]
+
+
+def test_an_id_that_the_manifest_does_not_allow_is_refused(tmp_path):
+    path = save_tokens(tmp_path / "x.bin", [5, 6, 7, 299])
+    raw = bytearray(path.read_bytes())
+    raw[2:4] = b"\x2c\x01"  # 300
+    path.chmod(0o644)
+    path.write_bytes(raw)
+    message = r"x\.bin holds the id 300, its manifest says vocab_size 300"
+    with pytest.raises(ValueError, match=message):
+        get_batch(path, 1, 3)
+    with pytest.raises(ValueError, match=message):
+        load_token_array(path, device="cpu")
+    with pytest.raises(ValueError, match="holds the id 300"):
+        get_batch(load_token_array([path, path]), 8, 3)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_ids_of_the_other_width_are_refused(tmp_path, wide):
+    """A uint16 file with the manifest of a uint32 one, and the reverse."""
+    paths = [tmp_path / "narrow.bin", tmp_path / "wide.bin"]
+    save_tokens(paths[0], [1, 2, 3, 4], vocab_size=300)
+    save_tokens(paths[1], [1, 2, 3, 4], vocab_size=80_000)
+    source = paths[wide].with_suffix(".json")
+    source.replace(paths[not wide].with_suffix(".json"))
+    with pytest.raises(ValueError, match=r"holds \d+ bytes, its manifest says"):
+        load_token_array(paths[not wide])
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 7])
+def test_a_file_of_no_or_half_an_id_is_refused(tmp_path, num_bytes):
+    path = tmp_path / "raw.bin"
+    path.write_bytes(b"x" * num_bytes)
+    with pytest.raises(ValueError, match="not a positive number of uint16 ids"):
+        load_token_array(path)
+
+
+@pytest.mark.parametrize("place", [1 << 31, 1 << 32, (1 << 32) + 12_345])
+def test_ids_beyond_four_billion_are_found(tmp_path, place):
+    """Byte offsets beyond 2**32 and 2**33, in a file that is mostly a hole."""
+    path = tmp_path / "sparse.bin"
+    with open(path, "wb") as file:
+        file.seek(2 * place)
+        np.arange(1, 10, dtype=np.uint16).tofile(file)
+    ids = load_token_array(path)
+    assert len(ids) == place + 9
+    windows = cut_windows(ids, np.array([place - 2, place + 4]), 4)
+    assert windows.tolist() == [[0, 0, 1, 2, 3], [5, 6, 7, 8, 9]]
+    joined = JoinedArray([ids, ids[-20:]])
+    assert joined[len(ids) - 2 : len(ids) + 2].tolist() == [8, 9, 0, 0]
+    x, y = get_batch(ids, 3, 4, seed=0)
+    assert x.shape == y.shape == (3, 4)
+
+
+def first_row(data):
+    return get_batch(data, 2, 3, seed=1)[0].tolist()
+
+
+def test_data_is_pickled_as_its_path(tmp_path):
+    paths = save_parts(tmp_path, [20_000, 20_000])
+    one, many = load_token_array(paths[0], access="random"), load_token_array(paths)
+    mixture = Mixture([(one, 1), (load_token_array(paths[1]), 2)])
+    sources = [one, many, mixture]
+    for data in sources:
+        pickled = pickle.dumps(data)
+        assert len(pickled) < 2500
+        again = pickle.loads(pickled)
+        assert type(again) is type(data)
+        assert again.access == data.access
+        assert first_row(again) == first_row(data)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(first_row, sources) == [first_row(data) for data in sources]
+    part = one[5:9]
+    assert pickle.loads(pickle.dumps(part)).tolist() == [5, 6, 7, 8]
+    assert copy.deepcopy(part).tolist() == [5, 6, 7, 8]
+
+
+def test_the_fingerprint_is_the_digest_of_the_manifest(tmp_path):
+    path = save_tokens(tmp_path / "x.bin", [5, 6, 7])
+    ids = load_token_array(path)
+    assert fingerprint(ids) == fingerprint(path) == ids.manifest.sha256
+    # Without a manifest it is computed, and is the same.
+    assert fingerprint(np.array([5, 6, 7], np.uint16)) == ids.manifest.sha256
+    assert fingerprint(np.array([5, 6, 7], ">u2").astype("<u2")) == ids.manifest.sha256
+
+
+def test_other_data_have_other_fingerprints(tmp_path):
+    a = load_token_array(save_tokens(tmp_path / "a.bin", [5, 6, 7]))
+    b = load_token_array(save_tokens(tmp_path / "b.bin", [5, 6, 8]))
+    paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    different = [
+        a,
+        b,
+        a[1:],
+        load_token_array(paths),
+        load_token_array(paths[::-1]),
+        load_token_array(paths[:1]),
+        Mixture([(a, 1), (b, 1)]),
+        Mixture([(a, 1), (b, 2)]),
+        a.astype(np.uint32),
+    ]
+    assert len({fingerprint(data) for data in different}) == len(different)

@@ -1,0 +1,99 @@
+"""Windows that begin with documents, and the numbering of documents."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import save_tokens
+from tiny_llm.batching import document_ids, get_batch, load_token_array
+from tiny_llm.batching.documents import document_starts
+
+SEP = 256
+
+
+def test_windows_begin_with_documents(tmp_path):
+    # Documents at 0, 3, 4 and 7; a window of 3 + 1 ids fits behind all but the last.
+    ids = [1, 2, SEP, SEP, 4, 5, SEP, 6, 7, SEP]
+    path = save_tokens(tmp_path / "x.bin", ids)
+    data = load_token_array(path)
+    x, _ = get_batch(data, 200, 3, seed=1, align="document")
+    rows = {tuple(row) for row in x.tolist()}
+    assert rows == {(1, 2, SEP), (SEP, 4, 5), (4, 5, SEP)}
+    x, _ = get_batch(data, 3, 3, seed=1, replace=False, align="document")
+    assert {tuple(row) for row in x.tolist()} == rows
+    x, _ = get_batch(data, 200, 3, align="document")
+    assert {tuple(row) for row in x.tolist()} == rows
+    joined = load_token_array([path, path])
+    assert document_starts(joined).tolist() == [0, 3, 4, 7, 10, 13, 14, 17]
+    x, _ = get_batch(joined, 7, 3, seed=1, replace=False, align="document")
+    assert sorted(x.tolist()) == sorted(
+        [[1, 2, SEP], [SEP, 4, 5], [4, 5, SEP]] * 2 + [[6, 7, SEP]]
+    )
+
+
+@given(st.lists(st.integers(SEP - 1, SEP), min_size=1, max_size=40))
+def test_document_starts_follow_separators(ids):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tiny_llm.batching.documents._CHUNK", 4)
+        from tiny_llm.batching import documents
+
+        found = np.concatenate(list(documents._find(np.array(ids, np.uint16), SEP)))
+    expected = [0] + [i + 1 for i, id_ in enumerate(ids[:-1]) if id_ == SEP]
+    assert found.tolist() == expected
+
+
+def test_the_index_is_built_once_and_kept_beside_the_tokens(tmp_path):
+    path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
+    index = tmp_path / "x.documents"
+    assert document_starts(load_token_array(path)).tolist() == [0, 2]
+    raw = index.read_bytes()
+    assert raw[:32].hex() == load_token_array(path).manifest.sha256
+    assert np.frombuffer(raw[32:], "<i8").tolist() == [0, 2]
+    os.utime(index, (1, 1))
+    assert document_starts(load_token_array(path)).tolist() == [0, 2]
+    assert index.stat().st_mtime == 1
+
+
+@pytest.mark.parametrize("spoil", ["other tokens", "cut short", "empty"])
+def test_an_index_of_other_tokens_is_made_anew(tmp_path, spoil):
+    path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
+    index = tmp_path / "x.documents"
+    document_starts(load_token_array(path))
+    if spoil == "other tokens":
+        save_tokens(path, [1, 2, SEP, 3, SEP])
+    else:
+        index.write_bytes(index.read_bytes()[: 20 if spoil == "cut short" else 0])
+    expected = [0, 3] if spoil == "other tokens" else [0, 2]
+    assert document_starts(load_token_array(path)).tolist() == expected
+    assert len(index.read_bytes()) == 32 + 16
+
+
+def test_a_folder_that_cannot_be_written_keeps_the_index_in_memory(tmp_path):
+    path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
+    (tmp_path / f"x.documents.{os.getpid()}.tmp").mkdir()  # Also stops root.
+    assert document_starts(load_token_array(path)).tolist() == [0, 2]
+    assert not (tmp_path / "x.documents").exists()
+
+
+def test_alignment_without_a_manifest_is_refused():
+    for data in (np.zeros(9, np.uint16), torch.zeros(9, dtype=torch.uint16)):
+        with pytest.raises(ValueError, match="data has no manifest"):
+            get_batch(data, 1, 2, align="document")
+
+
+def test_an_unknown_alignment_is_refused(tmp_path):
+    path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
+    with pytest.raises(ValueError, match="align is 'story'; give 'document' or None"):
+        get_batch(path, 1, 2, align="story")
+
+
+def test_document_ids_keep_attention_inside_documents(tmp_path):
+    x = torch.tensor([[5, SEP, 7, 8, SEP], [SEP, SEP, 1, 2, 3]])
+    numbers = document_ids(x, SEP)
+    assert numbers.tolist() == [[0, 0, 1, 1, 1], [0, 1, 2, 2, 2]]
+    mask = numbers[:, :, None] == numbers[:, None, :]
+    assert mask[0, 2].tolist() == [False, False, True, True, True]

@@ -1,0 +1,155 @@
+"""Mixtures: samples of several sources in exact shares.
+
+1. Samples come in blocks. By the end of each block every source has taken its share of
+   all samples so far, to within one.
+2. Inside a block the order of sources is random, by a permutation that belongs to
+   (seed, block).
+3. A source counts its samples through all blocks and draws them, by a key of its own,
+   as if it were alone: nothing is lost or repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from numbers import Real
+
+import numpy as np
+
+from tiny_llm.batching.arrays import Ids, JoinedArray, TokenData, fingerprint
+from tiny_llm.batching.documents import sample_starts
+from tiny_llm.batching.windows import Ints, permutation
+
+_LARGEST_BLOCK = 1 << 20
+
+
+class Mixture(JoinedArray):
+    """Several sources to draw batches from, each with its share of the samples.
+
+    A window stays inside its source. All sources must be made by one tokenizer.
+
+    Attributes:
+        sources: What was given.
+        shares: Of each source, exact, 1 in sum.
+        block_size: Number of samples in a block: 1,024, or the next power of two in
+            which the smallest share is at least one sample.
+
+    >>> ids = np.arange(100, dtype=np.uint16)
+    >>> mixture = Mixture([(ids[:50], 2), (ids[50:], 1)])
+    >>> [mixture.num_taken(n) for n in (1024, 2048, 3072)]
+    [[683, 341], [1365, 683], [2048, 1024]]
+    """
+
+    def __init__(self, sources: Sequence[tuple[TokenData, float]]) -> None:
+        """Mix sources.
+
+        Args:
+            sources: Token arrays, as `load_token_array` returns them, each with a
+                weight above 0; weights are shares of samples, in any unit.
+
+        Raises:
+            ValueError: A weight is not a number above 0 or less than a millionth of
+                their sum, a source is no token array, or two sources were made by
+                different tokenizers.
+        """
+        weights = [_check_weight(weight) for _, weight in sources]
+        self.sources = [data for data, _ in sources]
+        if any(isinstance(data, Mixture) for data in self.sources):
+            raise ValueError("a source is itself a mixture; give its sources instead")
+        super().__init__([part for data in self.sources for part in _parts(data)])
+        self._offsets = np.cumsum([0, *map(len, self.sources)], dtype=np.int64)
+        self.shares = [weight / sum(weights) for weight in weights]
+        smallest = math.ceil(1 / min(self.shares))
+        self.block_size = max(1024, 1 << (smallest - 1).bit_length())
+        if self.block_size > _LARGEST_BLOCK:
+            raise ValueError(
+                f"weight {float(min(weights)):g} is less than one sample in "
+                f"{_LARGEST_BLOCK:,}; leave its source out or give it more"
+            )
+        self._block: tuple[int, int, Ints, Ints] | None = None
+
+    def num_taken(self, num_samples: int) -> list[int]:
+        """How many of the first samples are of each source, at the end of a block.
+
+        The sum of the first k sources is rounded, so all add up to num_samples.
+        """
+        shares = itertools.accumulate(self.shares, initial=Fraction(0))
+        taken = [math.floor(share * num_samples + Fraction(1, 2)) for share in shares]
+        return [upper - lower for lower, upper in itertools.pairwise(taken)]
+
+    def assign(self, seed: int, first: int, count: int) -> tuple[Ints, Ints]:
+        """Whose samples first .. first + count are.
+
+        Returns:
+            The number of the source, and how many samples that source took before,
+            both of shape (count,).
+        """
+        begin, skip = divmod(first, self.block_size)
+        end = (first + count - 1) // self.block_size + 1
+        blocks = [self._assign_block(seed, block) for block in range(begin, end)]
+        sources, numbers = map(np.concatenate, zip(*blocks, strict=True))
+        return sources[skip : skip + count], numbers[skip : skip + count]
+
+    def _assign_block(self, seed: int, block: int) -> tuple[Ints, Ints]:
+        if self._block is not None and self._block[:2] == (seed, block):
+            return self._block[2:]
+        before = self.num_taken(block * self.block_size)
+        after = self.num_taken((block + 1) * self.block_size)
+        taken = np.subtract(after, before)
+        order = permutation(self.block_size, "mixture", seed, block)
+        slots = order(np.arange(self.block_size))
+        sources = np.repeat(np.arange(len(taken)), taken)[slots]
+        numbers = np.empty_like(sources)
+        for source, number in enumerate(before):
+            rows = np.flatnonzero(sources == source)
+            numbers[rows] = np.arange(number, number + len(rows))
+        self._block = (seed, block, sources, numbers)
+        return sources, numbers
+
+    def sample_starts(
+        self,
+        seq_len: int,
+        align: str | None,
+        seed: int,
+        first: int,
+        count: int,
+        replace: bool,
+    ) -> Ints:
+        """Start positions in the joined ids; see `documents.sample_starts`."""
+        sources, numbers = self.assign(seed, first, count)
+        starts = np.empty(count, dtype=np.int64)
+        for source in np.unique(sources):
+            rows = np.flatnonzero(sources == source)
+            data = self.sources[source]
+            own = sample_starts(
+                data,
+                seq_len,
+                align,
+                f"{seed}/{source}",
+                int(numbers[rows[0]]),
+                len(rows),
+                replace,
+            )
+            starts[rows] = own + self._offsets[source]
+        return starts
+
+    def fingerprint(self) -> str:
+        """A digest of the sources and their shares."""
+        pairs = zip(self.sources, self.shares, strict=True)
+        text = " ".join(f"{fingerprint(data)} {share}" for data, share in pairs)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parts(data: TokenData) -> list[Ids]:
+    return data.parts if isinstance(data, JoinedArray) else [data]
+
+
+def _check_weight(weight: object) -> Fraction:
+    if isinstance(weight, Real) and not isinstance(weight, bool):
+        number = float(weight)
+        if 0 < number < math.inf:
+            return Fraction(weight if isinstance(weight, int | Fraction) else number)
+    raise ValueError(f"a weight is {weight!r}; give a number above 0")
