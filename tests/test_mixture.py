@@ -94,7 +94,7 @@ def test_the_global_batch_is_equal_for_any_number_of_ranks(replace):
 def test_sources_may_be_several_files_and_begin_with_documents(tmp_path):
     a = save_tokens(tmp_path / "a.bin", [1, 2, 256, 3, 4, 256])
     b = save_tokens(tmp_path / "b.bin", [5, 6, 256, 7, 8, 9, 256])
-    mixture = Mixture([(load_token_array([a, b]), 1), (load_token_array(b), 1)])
+    mixture = Mixture([(load_token_array([a, b]), 1), (b, 1)])
     x, _ = get_batch(mixture, 300, 2, align="document")
     assert {tuple(row) for row in x.tolist()} == {(1, 2), (3, 4), (5, 6), (7, 8)}
 

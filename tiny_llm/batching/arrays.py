@@ -6,7 +6,7 @@ import functools
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class JoinedArray:
 
     Attributes:
         parts: The arrays, each of shape (N_i,).
-        ends: Shape (number of parts,), int64: where each part ends.
+        begins, ends: Shape (number of parts,), int64: where each part lies.
         dtype: Of each part.
         manifest: Of the first part that has one; all have its tokenizer.
     """
@@ -77,13 +77,16 @@ class JoinedArray:
         if not parts:
             raise ValueError("there is no token file to join; give at least one")
         for part in parts:
-            if not isinstance(check_data(part), np.ndarray):
+            if not isinstance(part, np.ndarray):
                 raise ValueError(
                     f"a part is of type {type(part).__name__}; join token arrays, as "
                     "load_token_array returns them without a device"
                 )
+            check_data(part)
         self.parts = list(parts)
-        self.ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        lengths = np.array([len(part) for part in parts], dtype=np.int64)
+        self.ends = np.cumsum(lengths)
+        self.begins = self.ends - lengths
         self.dtype: np.dtype[Any] = parts[0].dtype
         opened = [part for part in parts if isinstance(part, TokenArray)]
         self.access = max((part.access for part in opened), default="normal")
@@ -117,11 +120,10 @@ class JoinedArray:
         """Where ids begin .. end lie: parts, each with a beginning and an end in it."""
         number = int(np.searchsorted(self.ends, begin, side="right"))
         while begin < end:
-            part, part_end = self.parts[number], int(self.ends[number])
-            offset = part_end - len(part)
+            part, offset = self.parts[number], int(self.begins[number])
             check_size(part)
-            yield part, begin - offset, min(end, part_end) - offset
-            begin, number = part_end, number + 1
+            yield part, begin - offset, min(end - offset, len(part))
+            begin, number = offset + len(part), number + 1
 
 
 TokenData = Ids | JoinedArray
@@ -271,22 +273,28 @@ def read_windows(data: TokenData, starts: npt.NDArray[np.int64], seq_len: int) -
     """
     if is_random(data):
         will_need(data, starts, seq_len)
-    if not isinstance(data, JoinedArray):
+    if isinstance(data, JoinedArray):
+        windows = _cut_joined(data, starts, seq_len)
+    else:
         check_size(data)
         windows = cut_windows(data, starts, seq_len)
-    else:
-        windows = np.empty((len(starts), seq_len + 1), data.dtype)
-        first = np.searchsorted(data.ends, starts, side="right")
-        last = np.searchsorted(data.ends, starts + seq_len, side="right")
-        for row in np.flatnonzero(first != last):
-            windows[row] = data[starts[row] : starts[row] + seq_len + 1]
-        for number in np.unique(first[first == last]):
-            rows = np.flatnonzero((first == number) & (last == number))
-            part = data.parts[number]
-            check_size(part)
-            begins = starts[rows] - (data.ends[number] - len(part))
-            windows[rows] = cut_windows(part, begins, seq_len)
     check_ids(windows, data)
+    return windows
+
+
+def _cut_joined(data: JoinedArray, starts: npt.NDArray[np.int64], seq_len: int) -> Ids:
+    windows = np.empty((len(starts), seq_len + 1), data.dtype)
+    numbers = np.searchsorted(data.ends, starts, side="right")
+    begins = (starts - data.begins[numbers]).tolist()
+    parts = {number: data.parts[number] for number in set(numbers.tolist())}
+    for number, part in parts.items():
+        check_size(part)
+        parts[number] = np.asarray(part)  # Slices of a memmap are slow to make.
+    for row, number in enumerate(numbers.tolist()):
+        window = parts[number][begins[row] : begins[row] + seq_len + 1]
+        if len(window) <= seq_len:
+            window = data[starts[row] : starts[row] + seq_len + 1]
+        windows[row] = window
     return windows
 
 
@@ -297,13 +305,18 @@ def is_random(data: Data) -> bool:
 
 def will_need(data: TokenData, starts: npt.NDArray[np.int64], seq_len: int) -> None:
     """Have windows read ahead, all at once."""
-    joined = data if isinstance(data, JoinedArray) else JoinedArray([data])
     for start in starts.tolist():
-        for part, begin, end in joined.pieces(start, start + seq_len + 1):
-            mapping = _find_mapping(part)
+        end = start + seq_len + 1
+        pieces: Iterable[tuple[Ids, int, int]]
+        if isinstance(data, JoinedArray):
+            pieces = data.pieces(start, end)
+        else:
+            pieces = [(data, start, end)]
+        for part, first, last in pieces:
+            mapping = getattr(part, "mapping", None)
             if mapping is not None and hasattr(mmap, "MADV_WILLNEED"):
-                page = begin * part.itemsize // mmap.PAGESIZE * mmap.PAGESIZE
-                length = end * part.itemsize - page
+                page = first * part.itemsize // mmap.PAGESIZE * mmap.PAGESIZE
+                length = last * part.itemsize - page
                 mapping.madvise(mmap.MADV_WILLNEED, page, length)
 
 
@@ -364,5 +377,9 @@ def fingerprint(data: Data | StrPath) -> str:
         return data.fingerprint()
     if isinstance(data, TokenArray) and data.manifest:
         return data.manifest.sha256
-    ids = data.cpu().numpy() if isinstance(data, torch.Tensor) else data
-    return hashlib.sha256(ids.astype(DTYPES[ids.dtype.name]).data).hexdigest()
+    digest = hashlib.sha256()
+    for begin in range(0, len(data), _CHUNK):
+        ids = data[begin : begin + _CHUNK]
+        ids = ids.cpu().numpy() if isinstance(ids, torch.Tensor) else ids
+        digest.update(ids.astype(DTYPES[ids.dtype.name]).data)
+    return digest.hexdigest()

@@ -85,8 +85,8 @@ def document_starts(data: Data) -> Ints:
     if starts is not None:
         return starts
     if isinstance(data, JoinedArray):
-        ends = zip(data.parts, data.ends, strict=True)
-        starts = np.concatenate([document_starts(p) + (e - len(p)) for p, e in ends])
+        begins = zip(data.parts, data.begins, strict=True)
+        starts = np.concatenate([document_starts(part) + b for part, b in begins])
         data.document_starts = starts
     elif isinstance(data, TokenArray) and data.path and data.manifest:
         with _lock:

@@ -16,10 +16,18 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
-from tiny_llm.batching.arrays import Ids, JoinedArray, TokenData, fingerprint
+from tiny_llm.batching.arrays import (
+    Data,
+    JoinedArray,
+    StrPath,
+    TokenData,
+    check_data,
+    fingerprint,
+)
 from tiny_llm.batching.documents import sample_starts
 from tiny_llm.batching.windows import Ints, permutation
 
@@ -43,12 +51,12 @@ class Mixture(JoinedArray):
     [[683, 341], [1365, 683], [2048, 1024]]
     """
 
-    def __init__(self, sources: Sequence[tuple[TokenData, float]]) -> None:
+    def __init__(self, sources: Sequence[tuple[TokenData | StrPath, float]]) -> None:
         """Mix sources.
 
         Args:
-            sources: Token arrays, as `load_token_array` returns them, each with a
-                weight above 0; weights are shares of samples, in any unit.
+            sources: Token arrays, as `load_token_array` returns them, or paths, each
+                with a weight above 0: its share of samples, in any unit.
 
         Raises:
             ValueError: A weight is not a number above 0 or less than a millionth of
@@ -56,7 +64,7 @@ class Mixture(JoinedArray):
                 different tokenizers.
         """
         weights = [_check_weight(weight) for _, weight in sources]
-        self.sources = [data for data, _ in sources]
+        self.sources = [check_data(data) for data, _ in sources]
         if any(isinstance(data, Mixture) for data in self.sources):
             raise ValueError("a source is itself a mixture; give its sources instead")
         super().__init__([part for data in self.sources for part in _parts(data)])
@@ -143,7 +151,7 @@ class Mixture(JoinedArray):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _parts(data: TokenData) -> list[Ids]:
+def _parts(data: Data) -> Sequence[Any]:
     return data.parts if isinstance(data, JoinedArray) else [data]
 
 
