@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import save_tokens
 from tiny_llm.batching import Mixture, get_batch, load_token_array
-from tiny_llm.batching.windows import draw_starts
+from tiny_llm.batching.windows import Samples, draw_starts
 
 weights = st.one_of(st.integers(1, 10_000), st.floats(0.01, 100))
 
@@ -59,7 +59,9 @@ def test_each_source_is_drawn_as_if_it_were_alone():
     for number, array in enumerate(arrays):
         own = drawn[drawn // 1000 == number]
         assert len(own) >= 3000 * mixture.shares[number] - 100
-        alone = draw_starts(len(array), 7, f"4/{number}", 0, len(own), replace=False)
+        alone = draw_starts(
+            len(array), 7, Samples(f"4/{number}", 0, len(own), replace=False)
+        )
         assert own.tolist() == (alone + 1000 * number).tolist()
 
 

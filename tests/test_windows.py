@@ -197,6 +197,14 @@ def test_a_seed_leaves_the_global_random_state_alone():
     assert (torch.rand(1).item(), np.random.random()) == expected
 
 
+def test_numpy_integers_are_integers():
+    plain = {"num_tokens": 500, "batch_size": 9, "seq_len": 8, "seed": 3, "step": 7}
+    numpy = {name: np.int64(value) for name, value in plain.items()}
+    for replace in (True, False):
+        starts = window_starts(**numpy, replace=replace)
+        assert starts.tolist() == window_starts(**plain, replace=replace).tolist()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

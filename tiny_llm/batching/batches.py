@@ -27,9 +27,10 @@ from tiny_llm.batching.documents import sample_starts
 from tiny_llm.batching.mixture import Mixture
 from tiny_llm.batching.windows import (
     Ints,
+    Samples,
+    batch_samples,
     check_integer,
     count_windows,
-    first_sample,
 )
 from tiny_llm.errors import IntegrityError
 
@@ -100,15 +101,16 @@ def get_batch(
             )
         starts = _draw_anew(data, batch_size, seq_len, align)
     else:
-        first = first_sample(batch_size, seed, step, rank, world_size, num_samples)
-        starts = _draw(data, seq_len, align, seed, first, batch_size, replace)
+        samples = batch_samples(
+            batch_size, seed, step, rank, world_size, num_samples, replace
+        )
+        starts = _draw(data, seq_len, align, samples)
     if isinstance(data, torch.Tensor):
         return _split(_cut_tensor(data, starts, seq_len).to(device))
     windows = read_windows(data, starts, seq_len)
     if seed is not None and is_random(data):
-        first += world_size * batch_size
-        ahead = _draw(data, seq_len, align, seed, first, batch_size, replace)
-        will_need(data, ahead, seq_len)
+        ahead = samples._replace(first=samples.first + world_size * batch_size)
+        will_need(data, _draw(data, seq_len, align, ahead), seq_len)
     return _to_tensors(windows, device)
 
 
@@ -156,8 +158,8 @@ def batches(
             f"the run began with data of fingerprint {fingerprint}, this is {found}; "
             "give the same data, or begin a new run"
         )
-    first_sample(batch_size, seed, 0, rank, world_size, num_samples)
-    stride = world_size * batch_size
+    batch_samples(batch_size, seed, 0, rank, world_size, num_samples, replace)
+    stride = int(world_size) * int(batch_size)
     before = start * stride if num_samples is None else num_samples
     # Another thread may have another default GPU.
     device = torch.empty(0, device=device).device
@@ -248,24 +250,16 @@ def _draw_anew(data: Data, batch_size: int, seq_len: int, align: str | None) -> 
     check_integer(batch_size=batch_size)
     if align is not None or isinstance(data, Mixture):
         seed = int(torch.randint(1 << 62, ()))
-        return _draw(data, seq_len, align, seed, 0, batch_size, True)
+        return _draw(data, seq_len, align, Samples(seed, 0, batch_size, True))
     starts = np.empty(batch_size, dtype=np.int64)
     torch.from_numpy(starts).random_(count_windows(len(data), seq_len))
     return starts
 
 
-def _draw(
-    data: Data,
-    seq_len: int,
-    align: str | None,
-    seed: int,
-    first: int,
-    count: int,
-    replace: bool,
-) -> Ints:
+def _draw(data: Data, seq_len: int, align: str | None, samples: Samples) -> Ints:
     if isinstance(data, Mixture):
-        return data.sample_starts(seq_len, align, seed, first, count, replace)
-    return sample_starts(data, seq_len, align, seed, first, count, replace)
+        return data.sample_starts(seq_len, align, samples)
+    return sample_starts(data, seq_len, align, samples)
 
 
 def _to_tensors(windows: Ids, device: Device) -> Batch:

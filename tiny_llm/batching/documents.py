@@ -11,7 +11,7 @@ import numpy as np
 
 from tiny_llm.atomic import atomic_write
 from tiny_llm.batching.arrays import Data, JoinedArray, TokenArray, check_size
-from tiny_llm.batching.windows import Ints, Seed, count_windows, draw, draw_starts
+from tiny_llm.batching.windows import Ints, Samples, count_windows, draw, draw_starts
 from tiny_llm.tokens import Manifest
 
 if TYPE_CHECKING:
@@ -41,31 +41,23 @@ def document_ids(x: torch.Tensor, separator_id: int) -> torch.Tensor:
 
 
 def sample_starts(
-    data: Data,
-    seq_len: int,
-    align: str | None,
-    seed: Seed,
-    first: int,
-    count: int,
-    replace: bool,
+    data: Data, seq_len: int, align: str | None, samples: Samples
 ) -> Ints:
-    """Start positions of samples first .. first + count: any, or of documents only.
+    """Start positions of samples: any, or beginnings of documents only.
 
     Returns:
-        Shape (count,), each in [0, N - T).
+        Shape (num_rows,), each in [0, N - T).
 
     Raises:
-        ValueError: There is no window, or no document from which one begins; `align`
-            is neither None nor "document".
+        ValueError: There is no window; `align` is neither None nor "document".
     """
     if align is None:
-        return draw_starts(len(data), seq_len, seed, first, count, replace)
+        return draw_starts(len(data), seq_len, samples)
     if align != "document":
         raise ValueError(f"align is {align!r}; give 'document' or None")
     num_windows = count_windows(len(data), seq_len)
     starts = document_starts(data)
-    num_documents = int(np.searchsorted(starts, num_windows))
-    return starts[draw(num_documents, seed, first, count, replace)]
+    return starts[draw(int(np.searchsorted(starts, num_windows)), samples)]
 
 
 def document_starts(data: Data) -> Ints:

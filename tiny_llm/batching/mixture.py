@@ -29,7 +29,7 @@ from tiny_llm.batching.arrays import (
     fingerprint,
 )
 from tiny_llm.batching.documents import sample_starts
-from tiny_llm.batching.windows import Ints, permutation
+from tiny_llm.batching.windows import Ints, Samples, permutation
 
 _LARGEST_BLOCK = 1 << 20
 
@@ -77,7 +77,7 @@ class Mixture(JoinedArray):
                 f"weight {float(min(weights)):g} is less than one sample in "
                 f"{_LARGEST_BLOCK:,}; leave its source out or give it more"
             )
-        self._block: tuple[int, int, Ints, Ints] | None = None
+        self._block: tuple[int | str, int, Ints, Ints] | None = None
 
     def num_taken(self, num_samples: int) -> list[int]:
         """How many of the first samples are of each source, at the end of a block.
@@ -88,20 +88,20 @@ class Mixture(JoinedArray):
         taken = [math.floor(share * num_samples + Fraction(1, 2)) for share in shares]
         return [upper - lower for lower, upper in itertools.pairwise(taken)]
 
-    def assign(self, seed: int, first: int, count: int) -> tuple[Ints, Ints]:
-        """Whose samples first .. first + count are.
+    def assign(self, seed: int | str, first: int, num_rows: int) -> tuple[Ints, Ints]:
+        """Whose samples first .. first + num_rows are.
 
         Returns:
             The number of the source, and how many samples that source took before,
-            both of shape (count,).
+            both of shape (num_rows,).
         """
         begin, skip = divmod(first, self.block_size)
-        end = (first + count - 1) // self.block_size + 1
+        end = (first + num_rows - 1) // self.block_size + 1
         blocks = [self._assign_block(seed, block) for block in range(begin, end)]
         sources, numbers = map(np.concatenate, zip(*blocks, strict=True))
-        return sources[skip : skip + count], numbers[skip : skip + count]
+        return sources[skip : skip + num_rows], numbers[skip : skip + num_rows]
 
-    def _assign_block(self, seed: int, block: int) -> tuple[Ints, Ints]:
+    def _assign_block(self, seed: int | str, block: int) -> tuple[Ints, Ints]:
         if self._block is not None and self._block[:2] == (seed, block):
             return self._block[2:]
         before = self.num_taken(block * self.block_size)
@@ -117,31 +117,17 @@ class Mixture(JoinedArray):
         self._block = (seed, block, sources, numbers)
         return sources, numbers
 
-    def sample_starts(
-        self,
-        seq_len: int,
-        align: str | None,
-        seed: int,
-        first: int,
-        count: int,
-        replace: bool,
-    ) -> Ints:
+    def sample_starts(self, seq_len: int, align: str | None, samples: Samples) -> Ints:
         """Start positions in the joined ids; see `documents.sample_starts`."""
-        sources, numbers = self.assign(seed, first, count)
-        starts = np.empty(count, dtype=np.int64)
+        seed, first, num_rows, replace = samples
+        sources, numbers = self.assign(seed, first, num_rows)
+        starts = np.empty(num_rows, dtype=np.int64)
         for source in np.unique(sources):
             rows = np.flatnonzero(sources == source)
-            data = self.sources[source]
-            own = sample_starts(
-                data,
-                seq_len,
-                align,
-                f"{seed}/{source}",
-                int(numbers[rows[0]]),
-                len(rows),
-                replace,
-            )
-            starts[rows] = own + self._offsets[source]
+            first = int(numbers[rows[0]])
+            own = Samples(f"{seed}/{source}", first, len(rows), replace)
+            starts[rows] = sample_starts(self.sources[source], seq_len, align, own)
+            starts[rows] += self._offsets[source]
         return starts
 
     def fingerprint(self) -> str:

@@ -22,13 +22,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
-# What a stream of numbers belongs to: a seed, or "seed/source" inside a mixture.
-Seed = int | str
 
 _STREAM_BLOCK = 1024
 _ROUNDS = 4
@@ -65,21 +65,38 @@ def count_windows(num_tokens: int, seq_len: int) -> int:
     return num_tokens - seq_len
 
 
-def first_sample(
+class Samples(NamedTuple):
+    """Samples of a run that follow each other, one for each row of a batch.
+
+    Attributes:
+        seed: What fixes the run; inside a mixture "seed/source" for each source.
+        first: How many samples came before.
+        num_rows: How many there are.
+        replace: Whether they are drawn with replacement.
+    """
+
+    seed: int | str
+    first: int
+    num_rows: int
+    replace: bool
+
+
+def batch_samples(
     batch_size: int,
     seed: int,
     step: int,
     rank: int,
     world_size: int,
-    num_samples: int | None = None,
-) -> int:
-    """Number of the sample in a batch's first row; see `window_starts`.
+    num_samples: int | None,
+    replace: bool,
+) -> Samples:
+    """Which samples a rank takes at a step; see `window_starts`.
 
     Raises:
         ValueError: An argument is out of its range.
 
-    >>> first_sample(batch_size=8, seed=0, step=3, rank=1, world_size=2)
-    56
+    >>> batch_samples(8, 1337, 3, 1, 2, None, True)
+    Samples(seed=1337, first=56, num_rows=8, replace=True)
     """
     check_integer(batch_size=batch_size, world_size=world_size)
     check_integer(0, seed=seed, step=step, rank=rank)
@@ -97,7 +114,7 @@ def first_sample(
     first = int(num_samples) + int(rank) * int(batch_size)
     if first + batch_size > 1 << 62:
         raise ValueError(f"sample {first:,} is so far that numbers overflow")
-    return first
+    return Samples(int(seed), first, int(batch_size), replace)
 
 
 def window_starts(
@@ -134,53 +151,54 @@ def window_starts(
     Raises:
         ValueError: An argument is out of its range, or there is no window.
     """
-    first = first_sample(batch_size, seed, step, rank, world_size, num_samples)
-    return draw_starts(num_tokens, seq_len, seed, first, batch_size, replace)
+    samples = batch_samples(
+        batch_size, seed, step, rank, world_size, num_samples, replace
+    )
+    return draw_starts(num_tokens, seq_len, samples)
 
 
-def draw_starts(
-    num_tokens: int, seq_len: int, seed: Seed, first: int, count: int, replace: bool
-) -> Ints:
-    """Start positions of samples first .. first + count, shape (count,).
+def draw_starts(num_tokens: int, seq_len: int, samples: Samples) -> Ints:
+    """Start positions of samples, shape (num_rows,).
 
     Raises:
         ValueError: There is no window, or seq_len is out of its range.
     """
     num_windows = count_windows(num_tokens, seq_len)
-    if replace:
-        return draw(num_windows, seed, first, count, replace)
+    if samples.replace:
+        return draw(num_windows, samples)
     # An epoch has the windows that fit behind any offset below seq_len; with fewer
     # than 2 * seq_len ids there is one, at any offset.
     num_windows = max(1, num_windows // seq_len)
     num_offsets = min(seq_len, num_tokens - num_windows * seq_len)
-    starts = draw(num_windows, seed, first, count, replace)
+    starts = draw(num_windows, samples)
     starts *= seq_len
-    done = 0
-    while done < count:
-        epoch, index = divmod(first + done, num_windows)
-        offset = _offset(seed, epoch) % num_offsets
-        here = min(count - done, num_windows - index)
-        starts[done : done + here] += offset
-        done += here
+    for epoch, _, rows in _epochs(num_windows, samples):
+        starts[rows] += _offset(samples.seed, epoch) % num_offsets
     return starts
 
 
-def draw(n: int, seed: Seed, first: int, count: int, replace: bool) -> Ints:
-    """Choices of samples first .. first + count among n, shape (count,), int64.
+def draw(n: int, samples: Samples) -> Ints:
+    """Choices of samples among 0 .. n - 1, shape (num_rows,).
 
-    Without replacement each n samples, an epoch, are the numbers 0 .. n - 1 in an
-    order of their own.
+    Without replacement each n samples, an epoch, are these numbers in an order of
+    their own.
     """
-    if replace:
-        return _draw_anew(n, seed, first, count)
-    parts = []
-    while count:
-        epoch, index = divmod(first, n)
-        here = min(count, n - index)
-        order = permutation(n, seed, epoch)
-        parts.append(order.send(np.arange(index, index + here)))
-        first, count = first + here, count - here
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if samples.replace:
+        return _draw_anew(n, samples)
+    choices = np.empty(samples.num_rows, dtype=np.int64)
+    for epoch, indices, rows in _epochs(n, samples):
+        choices[rows] = permutation(n, samples.seed, epoch).send(indices)
+    return choices
+
+
+def _epochs(n: int, samples: Samples) -> Iterator[tuple[int, Ints, slice]]:
+    """Epochs of n that samples lie in: each with indices in it, and their rows."""
+    row = 0
+    while row < samples.num_rows:
+        epoch, index = divmod(samples.first + row, n)
+        here = min(samples.num_rows - row, n - index)
+        yield epoch, np.arange(index, index + here), slice(row, row + here)
+        row += here
 
 
 def _digest(num_bytes: int, *key: object) -> bytes:
@@ -195,26 +213,27 @@ def _philox(counter: int, *key: object) -> np.random.Philox:
     )
 
 
-def _draw_anew(n: int, seed: Seed, first: int, count: int) -> Ints:
+def _draw_anew(n: int, samples: Samples) -> Ints:
+    seed, first, num_rows, _ = samples
     begin, skip = divmod(first, _STREAM_BLOCK)
-    end = (first + count - 1) // _STREAM_BLOCK + 1
+    end = (first + num_rows - 1) // _STREAM_BLOCK + 1
     if end == begin + 1:
-        drawn: Ints = _stream_block(n, seed, begin)[skip : skip + count].copy()
+        drawn: Ints = _stream_block(n, seed, begin)[skip : skip + num_rows].copy()
     else:
         blocks = [_stream_block(n, seed, block) for block in range(begin, end)]
-        drawn = np.concatenate(blocks)[skip : skip + count]
+        drawn = np.concatenate(blocks)[skip : skip + num_rows]
     return drawn
 
 
 @functools.lru_cache(maxsize=64)
-def _stream_block(n: int, seed: Seed, block: int) -> Ints:
+def _stream_block(n: int, seed: int | str, block: int) -> Ints:
     source = _philox(block * (_STREAM_BLOCK // 4), "stream", seed)
     numbers: Ints = (source.random_raw(_STREAM_BLOCK) % np.uint64(n)).view(np.int64)
     return numbers
 
 
 @functools.lru_cache(maxsize=64)
-def _offset(seed: Seed, epoch: int) -> int:
+def _offset(seed: int | str, epoch: int) -> int:
     return int.from_bytes(_digest(8, "offset", seed, epoch), "little")
 
 
