@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import save_tokens
 from tiny_llm.batching import Mixture, fingerprint, get_batch, load_token_array
-from tiny_llm.batching.arrays import JoinedArray, cut_windows
+from tiny_llm.batching.arrays import JoinedArray
+from tiny_llm.batching.cutting import cut_windows
 from tiny_llm.tokens import read_manifest
 
 
@@ -61,6 +62,7 @@ def test_joined_windows_equal_those_of_one_array(lengths, seq_len, data):
     assert len(joined) == len(ids)
     places = data.draw(st.slices(len(ids)))
     assert joined[places].tolist() == ids[places].tolist()
+    assert [joined[-1], joined[0]] == [ids[-1], ids[0]]
     if len(ids) > seq_len:
         whole = get_batch(ids, 20, seq_len, seed=1)
         parts = get_batch(joined, 20, seq_len, seed=1)
@@ -75,7 +77,7 @@ def test_hundreds_of_files_are_read_as_one(tmp_path):
     x, y = get_batch(joined, batch_size=64, seq_len=50, seed=3)
     assert torch.equal(x + 1, y)
     assert torch.equal(x, x[:, :1] + torch.arange(50))
-    with pytest.raises(ValueError, match="no token file"):
+    with pytest.raises(ValueError, match="no token arrays to join"):
         load_token_array([])
 
 
@@ -88,7 +90,7 @@ def test_files_of_two_tokenizers_are_not_joined(tmp_path):
 
 def test_arrays_of_two_widths_are_not_joined():
     parts = [np.zeros(3, np.uint16), np.zeros(3, np.uint32)]
-    with pytest.raises(ValueError, match="encode all of them with one tokenizer"):
+    with pytest.raises(ValueError, match="token array 1 holds uint32 ids, the first"):
         JoinedArray(parts)
 
 
@@ -190,12 +192,14 @@ def test_a_file_cut_short_after_opening_is_refused(tmp_path):
     whole, part = load_token_array(path), load_token_array(path)[10:]
     joined = load_token_array([path, path])
     plain = np.memmap(path, dtype=np.uint16, mode="r")
+    behind = np.memmap(path, dtype=np.uint16, mode="r", offset=150_000)
     os.truncate(path, 100)
-    for data in (whole, part, joined, plain):
+    for data in (whole, part, joined, plain, behind):
         with pytest.raises(ValueError, match=message):
             get_batch(data, 4, 8)
-    with pytest.raises(ValueError, match=message):
-        joined[:10]
+    for read in (lambda: joined[:10], lambda: fingerprint(plain), part.__reduce__):
+        with pytest.raises(ValueError, match=message):
+            read()
 
 
 def test_an_id_that_the_manifest_does_not_allow_is_refused(tmp_path):
@@ -231,6 +235,14 @@ def test_a_file_of_no_or_half_an_id_is_refused(tmp_path, num_bytes):
     path.write_bytes(b"x" * num_bytes)
     with pytest.raises(ValueError, match="not a positive number of uint16 ids"):
         load_token_array(path)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(9, np.uint16))
+    with pytest.raises(ValueError, match=r"x\.npy has no manifest and is not called"):
+        load_token_array(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match="path is 3; give the path of a token file"):
+        load_token_array(3)
 
 
 @pytest.mark.parametrize("place", [1 << 31, 1 << 32, (1 << 32) + 12_345])
@@ -286,13 +298,16 @@ def test_other_data_have_other_fingerprints(tmp_path):
     a = load_token_array(save_tokens(tmp_path / "a.bin", [5, 6, 7]))
     b = load_token_array(save_tokens(tmp_path / "b.bin", [5, 6, 8]))
     paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    for path in (paths, paths[:1], paths[0]):
+        on_device = load_token_array(path, device="cpu")
+        assert fingerprint(on_device) == fingerprint(load_token_array(path))
+        assert fingerprint(on_device[1:]) != fingerprint(on_device)
     different = [
         a,
         b,
         a[1:],
         load_token_array(paths),
         load_token_array(paths[::-1]),
-        load_token_array(paths[:1]),
         Mixture([(a, 1), (b, 1)]),
         Mixture([(a, 1), (b, 2)]),
         a.astype(np.uint32),

@@ -27,9 +27,13 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")
-def test_a_full_disk_is_named_with_its_size(tmp_path):
+def test_a_full_disk_is_named_with_its_size(tmp_path, monkeypatch):
     """The temporary file is a link to /dev/full, which refuses every write."""
-    os.symlink("/dev/full", tmp_path / f"file.{os.getpid()}.tmp")
+    monkeypatch.setattr(
+        "tiny_llm.atomic.part_path",
+        lambda target: target.with_name(f"{target.name}.tmp"),
+    )
+    os.symlink("/dev/full", tmp_path / "file.tmp")
     with (
         pytest.raises(ResourceError, match=r"file: No space left .* bytes are free"),
         atomic_write(tmp_path / "file") as file,

@@ -238,6 +238,7 @@ class CountedMixture(Mixture):
 def test_as_many_batches_are_made_ahead_as_was_asked():
     data = CountedMixture([(IDS, 1)])
     iterator = batches(data, 4, 8, seed=3, prefetch=3)
+    data.num_batches = 0
     next(iterator)
     deadline = time.monotonic() + 30
     while data.num_batches < 4:
@@ -255,6 +256,10 @@ def test_as_many_batches_are_made_ahead_as_was_asked():
         ({"seed": None}, "seed is None; give an integer"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"rank": 3}, "rank is 3 of world_size 1"),
+        ({"seq_len": 0}, "seq_len is 0"),
+        ({"seq_len": 5000}, "holds 5,000 ids, too few"),
+        ({"align": "story"}, "align is 'story'"),
+        ({"align": "document"}, "data has no manifest"),
     ],
 )
 def test_impossible_arguments_are_refused_before_the_loop(options, message):
@@ -295,9 +300,34 @@ def test_a_forked_process_draws_the_same_batches(tmp_path):
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_does_not_wait_for_the_thread_of_another():
+    iterator = batches(IDS, 4, 8, seed=1)
+    next(iterator)
+    child = os.fork()
+    if child == 0:
+        try:
+            list(islice(iterator, 5))
+        except RuntimeError as error:
+            os._exit(0 if "call batches() anew" in str(error) else 1)
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(taken(iterator, 3)) == 3
+
+
+def test_numpy_integers_do_not_overflow():
+    expected = get_batch(IDS, 512, 8, seed=1, step=9_000_000)[0]
+    start = np.int32(9_000_000)
+    for data in (
+        batches(IDS, 512, 8, seed=1, start=start),
+        iter(BatchDataset(IDS, np.int16(512), np.int8(8), seed=1, start=start)),
+    ):
+        assert torch.equal(next(data)[1][0], expected)
+
+
 @pytest.mark.parametrize("batch_size", [63, 64, 65, 300])
 def test_large_batches_equal_small_ones(batch_size):
-    """Below and above the size from which torch does the widening."""
+    """Below and above the size from which x and y share an allocation."""
     ids = np.random.default_rng(0).integers(0, 1 << 16, 5000).astype(np.uint16)
     for data in (ids, ids.astype(np.uint32) * 65_537):
         x, y = get_batch(data, batch_size, 1024, seed=2)

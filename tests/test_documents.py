@@ -1,6 +1,8 @@
 """Windows that begin with documents, and the numbering of documents."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from tests.conftest import save_tokens
 from tiny_llm.batching import document_ids, get_batch, load_token_array
 from tiny_llm.batching.documents import document_starts
+from tiny_llm.encoding import encode_file
+from tiny_llm.tokenize import BPETokenizer
 
 SEP = 256
 
@@ -37,13 +41,32 @@ def test_windows_begin_with_documents(tmp_path):
 
 @given(st.lists(st.integers(SEP - 1, SEP), min_size=1, max_size=40))
 def test_document_starts_follow_separators(ids):
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr("tiny_llm.batching.documents._CHUNK", 4)
-        from tiny_llm.batching import documents
+        data = load_token_array(save_tokens(Path(folder) / "x.bin", ids))
+        found = document_starts(data).tolist()
+    assert found == [0] + [i + 1 for i, id_ in enumerate(ids[:-1]) if id_ == SEP]
 
-        found = np.concatenate(list(documents._find(np.array(ids, np.uint16), SEP)))
-    expected = [0] + [i + 1 for i, id_ in enumerate(ids[:-1]) if id_ == SEP]
-    assert found.tolist() == expected
+
+def test_a_line_end_behind_the_last_separator_begins_no_document(tmp_path):
+    text, path = tmp_path / "x.txt", tmp_path / "x.bin"
+    text.write_text("One day.\n<|endoftext|>\nTwo days.\n<|endoftext|>\n")
+    manifest = encode_file(BPETokenizer(), text, path)
+    starts = document_starts(load_token_array(path))
+    assert starts.tolist() == [0, 10]
+    assert manifest.num_documents == 2
+    # So the index is known again, and not written with each opening.
+    before = (tmp_path / "x.documents").stat()
+    document_starts(load_token_array(path))
+    assert (tmp_path / "x.documents").stat() == before
+
+
+def test_an_index_cut_short_while_open_is_refused(tmp_path):
+    data = load_token_array(save_tokens(tmp_path / "x.bin", [1, SEP] * 5000))
+    get_batch(data, 1, 1, align="document")
+    os.truncate(tmp_path / "x.documents", 40)
+    with pytest.raises(ValueError, match=r"x\.documents had .* bytes when opened"):
+        get_batch(data, 1, 1, align="document")
 
 
 def test_the_index_is_built_once_and_kept_beside_the_tokens(tmp_path):
@@ -72,9 +95,13 @@ def test_an_index_of_other_tokens_is_made_anew(tmp_path, spoil):
     assert len(index.read_bytes()) == 32 + 16
 
 
-def test_a_folder_that_cannot_be_written_keeps_the_index_in_memory(tmp_path):
+def test_a_folder_that_cannot_be_written_keeps_the_index_in_memory(
+    tmp_path, monkeypatch
+):
     path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
-    (tmp_path / f"x.documents.{os.getpid()}.tmp").mkdir()  # Also stops root.
+    # Permissions would not stop root.
+    nowhere = tmp_path / "missing" / "x.tmp"
+    monkeypatch.setattr("tiny_llm.atomic.part_path", lambda target: nowhere)
     assert document_starts(load_token_array(path)).tolist() == [0, 2]
     assert not (tmp_path / "x.documents").exists()
 

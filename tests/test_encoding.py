@@ -145,9 +145,13 @@ def test_a_vocab_above_65536_gives_uint32(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")
-def test_a_full_disk_keeps_the_old_pair(tokenizer, tmp_path, text):
+def test_a_full_disk_keeps_the_old_pair(tokenizer, tmp_path, text, monkeypatch):
     encode(tokenizer, tmp_path, text)
-    os.symlink("/dev/full", tmp_path / f"out.bin.{os.getpid()}.tmp")
+    monkeypatch.setattr(
+        "tiny_llm.atomic.part_path",
+        lambda target: target.with_name(f"{target.name}.tmp"),
+    )
+    os.symlink("/dev/full", tmp_path / "out.bin.tmp")
     with pytest.raises(ResourceError, match=r"out\.bin: No space left"):
         encode(tokenizer, tmp_path, text * 1000)
     assert verify(tmp_path / "out.bin").num_bytes == len(text)

@@ -1,6 +1,8 @@
 """Mixtures: exact shares, every source as if alone, bad weights refused."""
 
 import math
+import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import save_tokens
-from tiny_llm.batching import Mixture, get_batch, load_token_array
+from tiny_llm.batching import Mixture, batches, get_batch, load_token_array
 from tiny_llm.batching.windows import Samples, draw_starts
 
 weights = st.one_of(st.integers(1, 10_000), st.floats(0.01, 100))
@@ -109,11 +111,12 @@ def test_sources_of_two_tokenizers_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "weight", [0, -1, -0.5, math.nan, math.inf, "1", None, True, 0.0]
+    "weight", [0, -1, -0.5, math.nan, math.inf, "1", None, True, 0.0, -(10**400)]
 )
 def test_bad_weights_are_refused(weight):
     first, second = sources(30, 30)
-    with pytest.raises(ValueError, match=r"a weight is .*; give a number above 0"):
+    message = r"the weight of source 1 is .*; give a number above 0"
+    with pytest.raises(ValueError, match=message):
         Mixture([(first, 1), (second, weight)])
 
 
@@ -126,7 +129,30 @@ def test_bad_sources_are_refused():
         Mixture([(mixture, 1)])
     with pytest.raises(ValueError, match="of type Tensor"):
         Mixture([(torch.zeros(9, dtype=torch.uint16), 1)])
-    with pytest.raises(ValueError, match="less than one sample in 1,048,576"):
+    with pytest.raises(ValueError, match=r"source 1 .* than one sample in 1,048,576"):
         Mixture([(array, 1), (array, 1e-9)])
-    with pytest.raises(ValueError, match="holds 5 ids, too few"):
-        get_batch(Mixture([(array, 1), (array[:5], 1)]), 64, 9)
+
+
+def test_a_source_without_a_window_is_refused_at_the_first_batch():
+    """Not when it is first drawn from, which may be a thousand batches later."""
+    [array] = sources(30)
+    mixture = Mixture([(array, 999), (array[:5], 1)])
+    message = "source 1 of the mixture: data holds 5 ids, too few"
+    with pytest.raises(ValueError, match=message):
+        get_batch(mixture, 1, 9, seed=0)
+    with pytest.raises(ValueError, match=message):
+        batches(mixture, 1, 9, seed=0)
+    with pytest.raises(ValueError, match="source 0 of the mixture: align needs"):
+        get_batch(mixture, 1, 4, seed=0, align="document")
+
+
+def test_a_mixture_pickles_without_what_it_keeps():
+    mixture = Mixture([(np.zeros(9, np.uint16), Fraction(1, 3)), (np.ones(9, "u2"), 2)])
+    get_batch(mixture, 4, 2, seed=0)
+    pickled = pickle.dumps(mixture)
+    assert len(pickled) < 1500
+    assert (
+        pickle.loads(pickled).shares
+        == mixture.shares
+        == [Fraction(1, 7), Fraction(6, 7)]
+    )

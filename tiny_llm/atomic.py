@@ -1,7 +1,7 @@
 """Atomic writing: a file has its final name only when it is whole.
 
-Two processes that write the same file each use a temporary file of their own
-beside it, so the result is one or the other, never a mixture.
+Two writers of the same file each use a temporary file of their own beside it, so the
+result is one or the other, never a mixture.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         ResourceError: The disk is full, or a limit is used up.
     """
     target = Path(path)
-    part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    part = part_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
@@ -44,15 +45,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
 
 
+def part_path(target: Path) -> Path:
+    """A new name beside a file. Process ids would be equal in two containers."""
+    return target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+
+
 def atomic_link(source: Path, target: Path) -> bool:
     """Give a file a second name, replacing what had that name.
 
     Returns:
         Whether it worked; not every filesystem can, and none across two of them.
     """
-    part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    part = part_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part.unlink(missing_ok=True)
     try:
         os.link(source, part)
     except OSError:

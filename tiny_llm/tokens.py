@@ -220,13 +220,13 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     """Map a token file into memory, read-only.
 
     Its size must be what the manifest says; `verify` checks the bytes as well. A
-    file without a manifest is taken for uint16.
+    .bin without a manifest is taken for uint16.
 
     Returns:
         Shape (N,), little-endian uint16 or uint32; pages are read when touched.
 
     Raises:
-        InputError: No such file, or it is empty.
+        InputError: No such file, or it is empty, or it is of another kind.
         IntegrityError: The file and its manifest disagree.
     """
     if not Path(path).is_file():
@@ -238,8 +238,12 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         manifest = read_manifest(path)
         dtype = DTYPES[manifest.dtype]
         _check_size(path, num_bytes, manifest)
-    else:
+    elif Path(path).suffix == ".bin":
         dtype = DTYPES["uint16"]
+    else:
+        raise InputError(
+            f"{path} has no manifest and is not called NAME.bin; give a token file"
+        )
     if num_bytes == 0 or num_bytes % dtype.itemsize:
         raise InputError(
             f"{path} holds {num_bytes:,} bytes, not a positive number of "

@@ -6,8 +6,8 @@
     x, y = get_batch(train, batch_size=32, seq_len=256)
 
 In the order you would learn them: `windows` draws start positions, `arrays` opens
-token files and cuts windows out of them, `documents` knows where stories begin,
-`mixture` draws from several sources, and `batches` makes tensors.
+token files, `cutting` copies windows out of them, `documents` knows where stories
+begin, `mixture` draws from several sources, and `batches` makes tensors.
 """
 
 from tiny_llm.batching.arrays import fingerprint, load_token_array

@@ -1,4 +1,4 @@
-"""Token arrays: open token files, one or many, and cut windows out of them."""
+"""Token arrays: token files, one or many, opened as arrays of ids."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class TokenArray(np.memmap[Any, Any]):
     path: str | None = None
     manifest: Manifest | None = None
     access: str = "normal"
-    mapping: mmap.mmap | None = None
-    document_starts: npt.NDArray[np.int64] | None = None  # documents.py sets it
+    documents: npt.NDArray[np.int64] | None = None  # documents.py sets it
 
     def __reduce__(self) -> Any:
         if self.path is None:
+            check_size(self)
             return np.array(self).__reduce__()
         return functools.partial(load_token_array, access=self.access), (self.path,)
 
@@ -62,27 +62,32 @@ class TokenArray(np.memmap[Any, Any]):
 class JoinedArray:
     """Arrays end to end as one; windows may begin in one and end in a later one.
 
-    A slice of it is read into memory.
+    A slice of it is read into memory. It pickles as its parts do.
 
     Attributes:
         parts: The arrays, each of shape (N_i,).
         begins, ends: Shape (number of parts,), int64: where each part lies.
         dtype: Of each part.
-        manifest: Of the first part that has one; all have its tokenizer.
+        manifest: Of the first part that has one; the others agree on the tokenizer.
+        access: "random" if that of any part is.
     """
 
-    document_starts: npt.NDArray[np.int64] | None = None  # documents.py sets it
+    documents: npt.NDArray[np.int64] | None = None  # documents.py sets it
 
     def __init__(self, parts: Sequence[Ids]) -> None:
         if not parts:
-            raise ValueError("there is no token file to join; give at least one")
-        for part in parts:
+            raise ValueError("there are no token arrays to join; give at least one")
+        for number, part in enumerate(parts):
             if not isinstance(part, np.ndarray):
                 raise ValueError(
-                    f"a part is of type {type(part).__name__}; join token arrays, as "
-                    "load_token_array returns them without a device"
+                    f"token array {number} is of type {type(part).__name__}; give what "
+                    "load_token_array returns without a device"
                 )
-            check_data(part)
+            if check_data(part).dtype != parts[0].dtype:
+                raise ValueError(
+                    f"token array {number} holds {part.dtype} ids, the first one "
+                    f"{parts[0].dtype}; encode both with one tokenizer"
+                )
         self.parts = list(parts)
         lengths = np.array([len(part) for part in parts], dtype=np.int64)
         self.ends = np.cumsum(lengths)
@@ -96,34 +101,28 @@ class JoinedArray:
                 self.manifest = self.manifest or part.manifest
                 digest = self.manifest.tokenizer_sha256
                 check_tokenizer(part.path, part.manifest, digest)
-        if any(part.dtype != self.dtype for part in parts):
-            raise ValueError(
-                "some parts hold uint16 and some uint32 ids; encode all of them with "
-                "one tokenizer"
-            )
+
+    def __reduce__(self) -> Any:
+        return JoinedArray, (self.parts,)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, places: slice) -> Ids:
+    def __getitem__(self, places: slice | int) -> Any:
+        if not isinstance(places, slice):
+            place = range(len(self))[places]
+            return self[place : place + 1][0]
         wanted = range(len(self))[places]
         ends = sorted([wanted[0], wanted[-1]]) if wanted else [0, -1]
-        pieces = [part[a:b] for part, a, b in self.pieces(ends[0], ends[1] + 1)]
-        return np.concatenate([np.empty(0, self.dtype), *pieces])[:: wanted.step]
+        found = [part[a:b] for part, a, b in pieces(self, ends[0], ends[1] + 1)]
+        return np.concatenate([np.empty(0, self.dtype), *found])[:: wanted.step]
 
     def fingerprint(self) -> str:
         """See the function of that name."""
-        digests = " ".join(fingerprint(part) for part in self.parts)
-        return hashlib.sha256(digests.encode()).hexdigest()
-
-    def pieces(self, begin: int, end: int) -> Iterator[tuple[Ids, int, int]]:
-        """Where ids begin .. end lie: parts, each with a beginning and an end in it."""
-        number = int(np.searchsorted(self.ends, begin, side="right"))
-        while begin < end:
-            part, offset = self.parts[number], int(self.begins[number])
-            check_size(part)
-            yield part, begin - offset, min(end - offset, len(part))
-            begin, number = offset + len(part), number + 1
+        digests = [fingerprint(part) for part in self.parts]
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 TokenData = Ids | JoinedArray
@@ -167,6 +166,8 @@ def load_token_array(
     data: TokenData
     if isinstance(path, str | os.PathLike):
         data = _open(path, access)
+    elif not isinstance(path, Iterable):
+        raise ValueError(f"path is {path!r}; give the path of a token file, or several")
     else:
         data = JoinedArray([_open(part, access) for part in path])
     return data if device is None else _copy_to(data, device)
@@ -179,9 +180,9 @@ def _open(path: StrPath, access: str) -> TokenArray:
     ids.path = os.path.abspath(path)
     ids.manifest = read_manifest(path) if manifest_path(path).is_file() else None
     ids.access = access
-    ids.mapping = _find_mapping(ids)
-    if access == "random" and ids.mapping and hasattr(mmap, "MADV_RANDOM"):
-        ids.mapping.madvise(mmap.MADV_RANDOM)
+    mapping = find_mapping(ids)
+    if access == "random" and mapping and hasattr(mmap, "MADV_RANDOM"):
+        mapping.madvise(mmap.MADV_RANDOM)
     return ids
 
 
@@ -192,11 +193,12 @@ def _copy_to(data: TokenData, device: str | torch.device) -> torch.Tensor:
         chunk = np.array(data[begin : begin + _CHUNK])
         check_ids(chunk, data)
         ids[begin : begin + len(chunk)] = torch.from_numpy(chunk)
+    ids.fingerprint = fingerprint(data)  # type: ignore[attr-defined]
     return ids
 
 
 def check_data(data: Any) -> Data:
-    """Open a path; refuse what is no row of uint16 or uint32 ids, side by side.
+    """Open a path; refuse what is not one-dimensional, contiguous, uint16 or uint32.
 
     Raises:
         ValueError: It is something else.
@@ -224,103 +226,20 @@ def check_data(data: Any) -> Data:
     return data  # type: ignore[no-any-return]
 
 
-def cut_windows(ids: Ids, starts: npt.NDArray[np.int64], seq_len: int) -> Ids:
-    """Copy one window per start out of an array of ids.
-
-    The array is seen as overlapping records of T + 1 ids, one beginning at each id,
-    so that a single index operation copies each window as a block of bytes. By hand,
-    T = 3 over the ids 0 1 2 3 4 5: the records are 0123, 1234 and 2345, of 8 bytes
-    each, 2 bytes apart; starts 0 and 2 pick the first and the last.
-
-    Args:
-        ids: Shape (N,), uint16 or uint32, contiguous.
-        starts: Shape (B,), each in [0, N - T); that they are not negative is left to
-            the caller, `windows`, to see to.
-        seq_len: T, in tokens.
-
-    Returns:
-        Shape (B, T + 1), dtype of `ids`, a fresh array.
-
-    Raises:
-        IndexError: A window would end beyond the array.
-
-    >>> cut_windows(np.arange(6, dtype=np.uint16), np.array([0, 2]), 3)
-    array([[0, 1, 2, 3],
-           [2, 3, 4, 5]], dtype=uint16)
-    """
-    itemsize = ids.itemsize
-    record = _record_dtype(itemsize * (seq_len + 1))
-    records: npt.NDArray[Any] = np.ndarray(
-        (len(ids) - seq_len,), record, buffer=ids, strides=(itemsize,)
-    )
-    return records[starts].view(ids.dtype).reshape(len(starts), seq_len + 1)
-
-
-@functools.lru_cache
-def _record_dtype(num_bytes: int) -> np.dtype[np.void]:
-    return np.dtype((np.void, num_bytes))
-
-
-def read_windows(data: TokenData, starts: npt.NDArray[np.int64], seq_len: int) -> Ids:
-    """Copy windows out of any token data, and check what can be checked in passing.
-
-    Returns:
-        Shape (B, T + 1), dtype of `data`, a fresh array.
-
-    Raises:
-        IntegrityError: A file was cut short since it was opened, or holds an id that
-            its manifest does not allow.
-    """
-    if is_random(data):
-        will_need(data, starts, seq_len)
-    if isinstance(data, JoinedArray):
-        windows = _cut_joined(data, starts, seq_len)
-    else:
-        check_size(data)
-        windows = cut_windows(data, starts, seq_len)
-    check_ids(windows, data)
-    return windows
-
-
-def _cut_joined(data: JoinedArray, starts: npt.NDArray[np.int64], seq_len: int) -> Ids:
-    windows = np.empty((len(starts), seq_len + 1), data.dtype)
-    numbers = np.searchsorted(data.ends, starts, side="right")
-    begins = (starts - data.begins[numbers]).tolist()
-    parts = {number: data.parts[number] for number in set(numbers.tolist())}
-    for number, part in parts.items():
+def pieces(data: TokenData, begin: int, end: int) -> Iterator[tuple[Ids, int, int]]:
+    """Where ids begin .. end lie: arrays, each with a beginning and an end in it."""
+    if not isinstance(data, JoinedArray):
+        yield data, begin, end
+        return
+    number = int(np.searchsorted(data.ends, begin, side="right"))
+    while begin < end:
+        part, offset = data.parts[number], int(data.begins[number])
         check_size(part)
-        parts[number] = np.asarray(part)  # Slices of a memmap are slow to make.
-    for row, number in enumerate(numbers.tolist()):
-        window = parts[number][begins[row] : begins[row] + seq_len + 1]
-        if len(window) <= seq_len:
-            window = data[starts[row] : starts[row] + seq_len + 1]
-        windows[row] = window
-    return windows
+        yield part, begin - offset, min(end - offset, len(part))
+        begin, number = offset + len(part), number + 1
 
 
-def is_random(data: Data) -> bool:
-    """Whether `data` was opened with access="random"."""
-    return getattr(data, "access", "normal") == "random"
-
-
-def will_need(data: TokenData, starts: npt.NDArray[np.int64], seq_len: int) -> None:
-    """Have windows read ahead, all at once."""
-    for start in starts.tolist():
-        end = start + seq_len + 1
-        pieces: Iterable[tuple[Ids, int, int]]
-        if isinstance(data, JoinedArray):
-            pieces = data.pieces(start, end)
-        else:
-            pieces = [(data, start, end)]
-        for part, first, last in pieces:
-            mapping = getattr(part, "mapping", None)
-            if mapping is not None and hasattr(mmap, "MADV_WILLNEED"):
-                page = first * part.itemsize // mmap.PAGESIZE * mmap.PAGESIZE
-                length = last * part.itemsize - page
-                mapping.madvise(mmap.MADV_WILLNEED, page, length)
-
-
-def _find_mapping(ids: Ids) -> mmap.mmap | None:
+def find_mapping(ids: Ids) -> mmap.mmap | None:
     """The mapped file under an array, or under what it is a slice of."""
     base: Any = ids
     while isinstance(base, np.ndarray):
@@ -334,11 +253,15 @@ def check_size(ids: Ids) -> None:
     Raises:
         IntegrityError: It was.
     """
-    mapping = getattr(ids, "mapping", None) or _find_mapping(ids)
-    if mapping is not None and mapping.size() < len(mapping):
+    mapping = find_mapping(ids)
+    if mapping is None:
+        return
+    offset = getattr(ids, "offset", 0)
+    expected = offset - offset % mmap.ALLOCATIONGRANULARITY + len(mapping)
+    if mapping.size() < expected:
         raise IntegrityError(
-            f"{getattr(ids, 'filename', 'data')} had {len(mapping):,} bytes when "
-            f"opened and has {mapping.size():,} now; encode the text again"
+            f"{getattr(ids, 'filename', 'data')} had {expected:,} bytes when opened "
+            f"and has {mapping.size():,} now; encode the text again"
         )
 
 
@@ -377,8 +300,12 @@ def fingerprint(data: Data | StrPath) -> str:
         return data.fingerprint()
     if isinstance(data, TokenArray) and data.manifest:
         return data.manifest.sha256
+    if isinstance(data, torch.Tensor) and hasattr(data, "fingerprint"):
+        return str(data.fingerprint)
     digest = hashlib.sha256()
     for begin in range(0, len(data), _CHUNK):
+        if isinstance(data, np.ndarray):
+            check_size(data)
         ids = data[begin : begin + _CHUNK]
         ids = ids.cpu().numpy() if isinstance(ids, torch.Tensor) else ids
         digest.update(ids.astype(DTYPES[ids.dtype.name]).data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,19 +19,17 @@ from tiny_llm.batching.arrays import (
     Ids,
     StrPath,
     check_data,
-    is_random,
-    read_windows,
-    will_need,
 )
 from tiny_llm.batching.arrays import fingerprint as fingerprint_of
+from tiny_llm.batching.cutting import is_random, read_windows, will_need
 from tiny_llm.batching.documents import sample_starts
 from tiny_llm.batching.mixture import Mixture
 from tiny_llm.batching.windows import (
     Ints,
     Samples,
     batch_samples,
-    check_integer,
     count_windows,
+    to_int,
 )
 from tiny_llm.errors import IntegrityError
 
@@ -38,8 +37,8 @@ Device = str | torch.device
 Batch = tuple[torch.Tensor, torch.Tensor]
 # The signed dtype of the same width, which torch can index on every device.
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
-# From so many ids on torch's cast, which uses all cores, beats numpy's, which starts
-# sooner (benchmarks/LOG.md).
+# From so many ids on x and y share one allocation: two would go back to the system
+# with each batch, and their pages be faulted in anew (benchmarks/LOG.md).
 _MANY = 1 << 16
 
 
@@ -92,6 +91,7 @@ def get_batch(
             few ids, `data` is not such an array, or its file was damaged.
     """
     data = check_data(data)
+    batch_size, seq_len = to_int("batch_size", batch_size), to_int("seq_len", seq_len)
     if seed is None:
         if (step, rank, world_size, num_samples, replace) != (0, 0, 1, None, True):
             raise ValueError(
@@ -99,7 +99,7 @@ def get_batch(
                 f"{num_samples} and replace {replace} have no meaning without a seed; "
                 "give one"
             )
-        starts = _draw_anew(data, batch_size, seq_len, align)
+        starts = _draw_unseeded(data, batch_size, seq_len, align)
     else:
         samples = batch_samples(
             batch_size, seed, step, rank, world_size, num_samples, replace
@@ -109,7 +109,8 @@ def get_batch(
         return _split(_cut_tensor(data, starts, seq_len).to(device))
     windows = read_windows(data, starts, seq_len)
     if seed is not None and is_random(data):
-        ahead = samples._replace(first=samples.first + world_size * batch_size)
+        stride = int(world_size) * samples.num_rows
+        ahead = samples._replace(first=samples.first + stride)
         will_need(data, _draw(data, seq_len, align, ahead), seq_len)
     return _to_tensors(windows, device)
 
@@ -135,7 +136,7 @@ def batches(
         for step, (x, y) in batches(train, 32, 256, seed=1337, start=resume_step):
 
     A thread makes the next batches; it ends when the loop does, and what it raises
-    is raised here. Copies to a GPU are queued on its default stream. Besides those of
+    is raised here; copies to a GPU are queued on its default stream. Besides those of
     `get_batch` it has the arguments
 
         start: The first step.
@@ -151,16 +152,19 @@ def batches(
         IntegrityError (a ValueError): `data` has another fingerprint.
         ValueError: As of `get_batch`.
     """
-    check_integer(0, start=start, prefetch=prefetch)
+    start, prefetch = to_int("start", start, 0), to_int("prefetch", prefetch, 0)
     data = check_data(data)
     if fingerprint is not None and (found := fingerprint_of(data)) != fingerprint:
         raise IntegrityError(
             f"the run began with data of fingerprint {fingerprint}, this is {found}; "
             "give the same data, or begin a new run"
         )
-    batch_samples(batch_size, seed, 0, rank, world_size, num_samples, replace)
-    stride = int(world_size) * int(batch_size)
-    before = start * stride if num_samples is None else num_samples
+    samples = batch_samples(batch_size, seed, 0, rank, world_size, num_samples, replace)
+    _draw(
+        data, to_int("seq_len", seq_len), align, samples
+    )  # What is wrong with these is said at once.
+    stride = int(world_size) * samples.num_rows
+    before = start * stride if num_samples is None else int(num_samples)
     # Another thread may have another default GPU.
     device = torch.empty(0, device=device).device
 
@@ -187,16 +191,24 @@ def _make_ahead(
     if prefetch == 0:
         for step in itertools.count(start):
             yield step, make(step)
-    # It is idle between batches, so neither a break nor the interpreter's exit waits.
+        return
+    process = os.getpid()
+    # Its thread idles between batches: no break, and no exit, has to wait for long.
     pool = ThreadPoolExecutor(1, thread_name_prefix="tiny_llm.batching")
     try:
         ahead = deque(pool.submit(make, start + i) for i in range(prefetch))
         for step in itertools.count(start):
+            if os.getpid() != process:
+                raise RuntimeError(
+                    "this process was forked while another drew these batches, and "
+                    "their thread stayed there; call batches() anew"
+                )
             batch = ahead.popleft().result()
             ahead.append(pool.submit(make, step + prefetch))
             yield step, batch
     finally:
-        pool.shutdown(cancel_futures=True)
+        if os.getpid() == process:
+            pool.shutdown(cancel_futures=True)
 
 
 class BatchDataset(IterableDataset[tuple[int, Batch]]):
@@ -216,10 +228,10 @@ class BatchDataset(IterableDataset[tuple[int, Batch]]):
         **options: Any,
     ) -> None:
         """Take the arguments of `batches`, and check them as it does."""
-        self._batch_size = batch_size
-        self._options = options
         self._batches = functools.partial(batches, data, batch_size, seq_len, **options)
         self._batches()
+        self._batch_size = int(batch_size)
+        self._options = options
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         worker = get_worker_info()
@@ -230,15 +242,15 @@ class BatchDataset(IterableDataset[tuple[int, Batch]]):
             raise ValueError(
                 f"device is {device} in a worker of a DataLoader; give num_workers=0"
             )
-        start = self._options.get("start", 0)
-        world_size = self._options.get("world_size", 1)
+        start = int(self._options.get("start", 0))
+        world_size = int(self._options.get("world_size", 1))
+        stride = world_size * self._batch_size
         before = self._options.get("num_samples")
-        if before is None:
-            before = start * world_size * self._batch_size
+        before = start * stride if before is None else int(before)
         # Every n-th batch of all ranks is what n times as many ranks leave to one.
         mine = self._batches(
             start=0,
-            num_samples=before + worker.id * world_size * self._batch_size,
+            num_samples=before + worker.id * stride,
             world_size=world_size * worker.num_workers,
             prefetch=0,
         )
@@ -246,8 +258,9 @@ class BatchDataset(IterableDataset[tuple[int, Batch]]):
         return ((first + turn * worker.num_workers, batch) for turn, batch in mine)
 
 
-def _draw_anew(data: Data, batch_size: int, seq_len: int, align: str | None) -> Ints:
-    check_integer(batch_size=batch_size)
+def _draw_unseeded(
+    data: Data, batch_size: int, seq_len: int, align: str | None
+) -> Ints:
     if align is not None or isinstance(data, Mixture):
         seed = int(torch.randint(1 << 62, ()))
         return _draw(data, seq_len, align, Samples(seed, 0, batch_size, True))
@@ -270,13 +283,14 @@ def _to_tensors(windows: Ids, device: Device) -> Batch:
         if torch.device(device).type == "cuda":
             narrow = narrow.pin_memory()
         return _split(narrow.to(device, non_blocking=True))
+    x, y = windows[:, :-1], windows[:, 1:]
     if windows.size < _MANY:
-        x, y = windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
-        return torch.from_numpy(x), torch.from_numpy(y)
-    batch_size, seq_len = len(windows), windows.shape[1] - 1
-    both = torch.from_numpy(np.empty((2, batch_size, seq_len), dtype=np.int64))
-    ids = torch.from_numpy(windows)
-    return both[0].copy_(ids[:, :-1]), both[1].copy_(ids[:, 1:])
+        return torch.from_numpy(x.astype(np.int64)), torch.from_numpy(
+            y.astype(np.int64)
+        )
+    both = np.empty((2, *x.shape), dtype=np.int64)
+    both[0], both[1] = x, y
+    return torch.from_numpy(both[0]), torch.from_numpy(both[1])
 
 
 def _cut_tensor(ids: torch.Tensor, starts: Ints, seq_len: int) -> torch.Tensor:

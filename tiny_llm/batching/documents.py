@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 _CHUNK = 1 << 24
-_lock = threading.Lock()
 
 
 def document_ids(x: torch.Tensor, separator_id: int) -> torch.Tensor:
@@ -49,23 +47,38 @@ def sample_starts(
         Shape (num_rows,), each in [0, N - T).
 
     Raises:
-        ValueError: There is no window; `align` is neither None nor "document".
+        ValueError: As of `check_choices`.
     """
     if align is None:
         return draw_starts(len(data), seq_len, samples)
-    if align != "document":
-        raise ValueError(f"align is {align!r}; give 'document' or None")
-    num_windows = count_windows(len(data), seq_len)
+    check_choices(data, seq_len, align)
     starts = document_starts(data)
-    return starts[draw(int(np.searchsorted(starts, num_windows)), samples)]
+    num_choices = int(np.searchsorted(starts, count_windows(len(data), seq_len)))
+    return starts[draw(num_choices, samples)]
+
+
+def check_choices(data: Data, seq_len: int, align: str | None) -> None:
+    """Refuse data from which no window can be drawn.
+
+    Raises:
+        ValueError: There is none; `align` is neither None nor "document", or needs a
+            manifest which `data` lacks.
+    """
+    count_windows(len(data), seq_len)
+    if align == "document":
+        check_size(document_starts(data))
+    elif align is not None:
+        raise ValueError(f"align is {align!r}; give 'document' or None")
 
 
 def document_starts(data: Data) -> Ints:
     """Where the documents of token files begin.
 
-    Found once and kept beside the token file: NAME.documents holds the SHA-256 of the
-    ids that it belongs to, 32 bytes, and then the positions as little-endian int64.
-    Where that cannot be written it is kept in memory alone.
+    That is at 0 and behind each separator; so in text where a line ends after the
+    separator, a document begins with the end of that line. Found once and kept beside
+    the token file: NAME.documents holds the SHA-256 of the ids that it belongs to, 32
+    bytes, and then the positions as little-endian int64. Where that cannot be written
+    it is kept in memory alone.
 
     Returns:
         Shape (num_documents,), rising from 0.
@@ -73,16 +86,15 @@ def document_starts(data: Data) -> Ints:
     Raises:
         ValueError: `data` has no manifest, which would name the separator.
     """
-    starts: Ints | None = getattr(data, "document_starts", None)
+    starts: Ints | None = getattr(data, "documents", None)
     if starts is not None:
         return starts
     if isinstance(data, JoinedArray):
         begins = zip(data.parts, data.begins, strict=True)
         starts = np.concatenate([document_starts(part) + b for part, b in begins])
-        data.document_starts = starts
+        data.documents = starts
     elif isinstance(data, TokenArray) and data.path and data.manifest:
-        with _lock:
-            starts = data.document_starts = _load(data, data.path, data.manifest)
+        starts = data.documents = _load(data, data.path, data.manifest)
     else:
         raise ValueError(
             "align needs to know the separator, and data has no manifest; give what "
@@ -98,10 +110,10 @@ def _load(ids: TokenArray, path: str, manifest: Manifest) -> Ints:
         if not _is_index(index, digest, manifest.num_documents):
             with atomic_write(index) as file:
                 file.write(digest)
-                for starts in _find(ids, manifest.separator_id):
+                for starts in _find(ids, manifest):
                     file.write(starts.astype("<i8").tobytes())
     except OSError:  # A folder that is read-only or full.
-        return np.concatenate(list(_find(ids, manifest.separator_id)))
+        return np.concatenate(list(_find(ids, manifest)))
     return np.memmap(index, dtype="<i8", mode="r", offset=len(digest))
 
 
@@ -112,10 +124,13 @@ def _is_index(path: Path, digest: bytes, num_documents: int) -> bool:
         return file.read(len(digest)) == digest
 
 
-def _find(ids: TokenArray, separator_id: int) -> Iterator[Ints]:
+def _find(ids: TokenArray, manifest: Manifest) -> Iterator[Ints]:
     check_size(ids)
+    # Only white space may follow the last document: no document begins there.
+    num_left = manifest.num_documents - 1
     yield np.zeros(1, dtype=np.int64)
     for begin in range(0, len(ids), _CHUNK):
-        # What follows the last separator is the end.
-        chunk = ids[begin : min(begin + _CHUNK, len(ids) - 1)]
-        yield np.flatnonzero(chunk == separator_id) + (begin + 1)
+        chunk = ids[begin : begin + _CHUNK]
+        starts = np.flatnonzero(chunk == manifest.separator_id) + (begin + 1)
+        yield starts[:num_left]
+        num_left -= len(starts[:num_left])

@@ -2,8 +2,7 @@
 
 1. Samples come in blocks. By the end of each block every source has taken its share of
    all samples so far, to within one.
-2. Inside a block the order of sources is random, by a permutation that belongs to
-   (seed, block).
+2. Inside a block the order of sources is random, and belongs to (seed, block).
 3. A source counts its samples through all blocks and draws them, by a key of its own,
    as if it were alone: nothing is lost or repeated.
 """
@@ -28,8 +27,8 @@ from tiny_llm.batching.arrays import (
     check_data,
     fingerprint,
 )
-from tiny_llm.batching.documents import sample_starts
-from tiny_llm.batching.windows import Ints, Samples, permutation
+from tiny_llm.batching.documents import check_choices, sample_starts
+from tiny_llm.batching.windows import Ints, Samples, philox
 
 _LARGEST_BLOCK = 1 << 20
 
@@ -63,7 +62,7 @@ class Mixture(JoinedArray):
                 their sum, a source is no token array, or two sources were made by
                 different tokenizers.
         """
-        weights = [_check_weight(weight) for _, weight in sources]
+        weights = [_check_weight(n, weight) for n, (_, weight) in enumerate(sources)]
         self.sources = [check_data(data) for data, _ in sources]
         if any(isinstance(data, Mixture) for data in self.sources):
             raise ValueError("a source is itself a mixture; give its sources instead")
@@ -74,10 +73,13 @@ class Mixture(JoinedArray):
         self.block_size = max(1024, 1 << (smallest - 1).bit_length())
         if self.block_size > _LARGEST_BLOCK:
             raise ValueError(
-                f"weight {float(min(weights)):g} is less than one sample in "
-                f"{_LARGEST_BLOCK:,}; leave its source out or give it more"
+                f"source {self.shares.index(min(self.shares))} has a share of less "
+                f"than one sample in {_LARGEST_BLOCK:,}; leave it out or give it more"
             )
-        self._block: tuple[int | str, int, Ints, Ints] | None = None
+        self._kept: tuple[tuple[int | str, int], tuple[Ints, Ints]] | None = None
+
+    def __reduce__(self) -> Any:
+        return Mixture, (list(zip(self.sources, self.shares, strict=True)),)
 
     def num_taken(self, num_samples: int) -> list[int]:
         """How many of the first samples are of each source, at the end of a block.
@@ -102,19 +104,19 @@ class Mixture(JoinedArray):
         return sources[skip : skip + num_rows], numbers[skip : skip + num_rows]
 
     def _assign_block(self, seed: int | str, block: int) -> tuple[Ints, Ints]:
-        if self._block is not None and self._block[:2] == (seed, block):
-            return self._block[2:]
+        kept = self._kept  # Read once: another thread may replace it.
+        if kept is not None and kept[0] == (seed, block):
+            return kept[1]
         before = self.num_taken(block * self.block_size)
         after = self.num_taken((block + 1) * self.block_size)
-        taken = np.subtract(after, before)
-        order = permutation(self.block_size, "mixture", seed, block)
-        slots = order(np.arange(self.block_size))
-        sources = np.repeat(np.arange(len(taken)), taken)[slots]
+        sources = np.repeat(np.arange(len(before)), np.subtract(after, before))
+        random = philox("mixture", seed, block).random_raw(self.block_size)
+        sources = sources[random.argsort(kind="stable")]
         numbers = np.empty_like(sources)
         for source, number in enumerate(before):
             rows = np.flatnonzero(sources == source)
             numbers[rows] = np.arange(number, number + len(rows))
-        self._block = (seed, block, sources, numbers)
+        self._kept = (seed, block), (sources, numbers)
         return sources, numbers
 
     def sample_starts(self, seq_len: int, align: str | None, samples: Samples) -> Ints:
@@ -122,6 +124,8 @@ class Mixture(JoinedArray):
         seed, first, num_rows, replace = samples
         sources, numbers = self.assign(seed, first, num_rows)
         starts = np.empty(num_rows, dtype=np.int64)
+        for number, data in enumerate(self.sources):
+            _check_source(number, data, seq_len, align)
         for source in np.unique(sources):
             rows = np.flatnonzero(sources == source)
             first = int(numbers[rows[0]])
@@ -141,9 +145,18 @@ def _parts(data: Data) -> Sequence[Any]:
     return data.parts if isinstance(data, JoinedArray) else [data]
 
 
-def _check_weight(weight: object) -> Fraction:
+def _check_weight(number: int, weight: object) -> Fraction:
     if isinstance(weight, Real) and not isinstance(weight, bool):
-        number = float(weight)
-        if 0 < number < math.inf:
-            return Fraction(weight if isinstance(weight, int | Fraction) else number)
-    raise ValueError(f"a weight is {weight!r}; give a number above 0")
+        exact = weight if isinstance(weight, int | Fraction) else float(weight)
+        if 0 < exact < math.inf:
+            return Fraction(exact)
+    raise ValueError(
+        f"the weight of source {number} is {weight!r}; give a number above 0"
+    )
+
+
+def _check_source(number: int, data: Data, seq_len: int, align: str | None) -> None:
+    try:
+        check_choices(data, seq_len, align)
+    except ValueError as error:
+        raise ValueError(f"source {number} of the mixture: {error}") from error
