@@ -2,14 +2,17 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help repro verify test check format lint types lock-check corpus-check bench \
-	picture lock clean
+.PHONY: help repro train verify test check format lint types lock-check corpus-check \
+	bench picture lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 repro: .venv/repro.done  ## Install, and run the pipeline as params.yaml has it
 	dvc repro
+
+train: repro  ## Train a small GPT on the tokens, or go on with the one begun
+	python examples/train.py $(if $(wildcard build/train/checkpoint.pt),--resume)
 
 verify: .venv/repro.done  ## Check every byte of the token files against their manifests
 	python -m pipeline.verify
@@ -44,7 +47,7 @@ bench: .venv/bench.done  ## Measure against other tokenizers, on a text: TEXT=FI
 	python benchmarks/bench_train.py $(if $(TEXT),"$(TEXT)")
 	python benchmarks/bench_encode.py $(if $(TEXT),"$(TEXT)")
 
-picture: .venv/test.done  ## Draw reports/plots.svg from the plots of dvc.yaml
+picture: .venv/test.done  ## Draw the pictures of the README, reports/*.svg
 	python reports/draw.py
 
 lock: .venv/test.done  ## Pin what pyproject.toml asks for in requirements.lock

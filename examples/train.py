@@ -1,0 +1,283 @@
+"""Train a small GPT on token files; stop it at any moment, and it resumes exactly.
+
+    python examples/train.py                        # on a GPU if there is one
+    python examples/train.py --resume               # goes on from the last checkpoint
+    torchrun --nproc-per-node 2 examples/train.py   # two ranks share each batch
+
+In the order of this file: `Config` fixes a run, `GPT` is the model, `train` the loop,
+and `sample_story` shows what it learned. OUT/checkpoint.pt holds what it takes to go
+on: the config with its seed, the step, the fingerprint of the data, and the states of
+model and optimizer; the batches have no state but the step. OUT/loss.csv, written with
+each checkpoint, has a row for each step, from 0 on: the loss before its update, the
+digest of its batch and, at a checkpoint, the loss on valid. On a CPU a resumed run
+leaves the same rows, to the last bit, as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tiny_llm.atomic import atomic_write
+from tiny_llm.batching import batches, fingerprint, get_batch
+from tiny_llm.errors import ConfigError, InputError, IntegrityError
+from tiny_llm.tokenize import BPETokenizer
+from tiny_llm.tokens import check_tokenizer, read_manifest
+
+# torchrun sets these.
+RANK = int(os.environ.get("RANK", "0"))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
+
+BUILD = Path(__file__).resolve().parents[1] / "build"
+NUM_VALID_BATCHES = 8
+TEMPERATURE = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What fixes a run, kept in its checkpoint; --num-steps sets num_steps."""
+
+    num_steps: int = 200
+    batch_size: int = 16  # of all ranks together
+    seq_len: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    width: int = 128
+    lr: float = 3e-3  # at its highest
+    seed: int = 1337  # of weights, batches and story
+    checkpoint_every: int = 50  # steps
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (0 < value < 1 << 63 or (name == "seed" and value == 0)):
+                raise ConfigError(f"{name} is {value}; give one above 0, below 2**63")
+        if self.width % self.num_heads:
+            raise ConfigError(f"width is {self.width}; give a multiple of num_heads")
+        if self.batch_size % WORLD_SIZE:
+            raise ConfigError(
+                f"batch_size is {self.batch_size}, to be shared by {WORLD_SIZE} ranks; "
+                "give a multiple of their number"
+            )
+
+
+# B = windows of this rank, T = seq_len, V = vocab_size
+class GPT(nn.Module):
+    """A transformer that predicts the next id; its output layer is its embedding."""
+
+    def __init__(self, config: Config, vocab_size: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, config.width)
+        self.positions = nn.Embedding(config.seq_len, config.width)
+        block = nn.TransformerEncoderLayer(
+            config.width,
+            config.num_heads,
+            dim_feedforward=4 * config.width,
+            dropout=0.0,  # So there is no random state to save.
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+            bias=False,
+        )
+        # PyTorch calls it an encoder; under a causal mask it is the decoder of a GPT.
+        norm = nn.LayerNorm(config.width, bias=False)
+        self.blocks = nn.TransformerEncoder(
+            block, config.num_layers, norm, enable_nested_tensor=False
+        )
+        for weight in self.parameters():  # Until here the blocks are copies of one.
+            if weight.dim() > 1:
+                nn.init.normal_(weight, std=0.5 * config.width**-0.5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits of the id after each, shape (B, T, V), for ids of shape (B, T)."""
+        seq_len = ids.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(seq_len, ids.device)
+        x = self.tokens(ids) + self.positions.weight[:seq_len]
+        x = self.blocks(x, mask=mask, is_causal=True)
+        return nn.functional.linear(x, self.tokens.weight)
+
+
+def compute_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats per token; x and y have shape (B, T)."""
+    return nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Up in a tenth of the steps, while a cosine leads down to a tenth of lr."""
+    warmup = min(1.0, (step + 1) / (0.1 * config.num_steps))
+    cosine = math.cos(math.pi * step / config.num_steps)
+    return config.lr * warmup * (0.55 + 0.45 * cosine)
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensors of all ranks on the CPU, joined along their first dimension."""
+    parts = [tensor]
+    if WORLD_SIZE > 1:
+        parts = [torch.empty_like(tensor) for _ in range(WORLD_SIZE)]
+        dist.all_gather(parts, tensor)
+    return torch.cat(parts).cpu()
+
+
+def train(config: Config, saved: dict[str, Any], paths: argparse.Namespace) -> GPT:
+    """Train, on from a checkpoint if one was saved; rank 0 alone prints and writes."""
+    train_path, valid_path = paths.tokens / "train.bin", paths.tokens / "valid.bin"
+    first_step = saved.get("step", 0)
+    how = {"seed": config.seed, "device": paths.device, "replace": False}
+    stream = batches(
+        train_path,
+        config.batch_size // WORLD_SIZE,
+        config.seq_len,
+        start=first_step,
+        rank=RANK,
+        world_size=WORLD_SIZE,
+        fingerprint=saved.get("fingerprint"),
+        **how,
+    )
+    valid_batches = [
+        get_batch(valid_path, config.batch_size, config.seq_len, step=step, **how)
+        for step in range(NUM_VALID_BATCHES)
+    ]
+    torch.use_deterministic_algorithms(paths.device == "cpu")
+    torch.manual_seed(config.seed)
+    model = GPT(config, read_manifest(train_path).vocab_size).to(paths.device)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    if saved:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    # This averages the gradients of the ranks.
+    replica = DistributedDataParallel(model) if WORLD_SIZE > 1 else model
+
+    trace = saved.get("trace", ["step,loss,batch_sha256,valid_loss"])
+    began = time.perf_counter()
+    for step, (x, y) in itertools.islice(stream, config.num_steps - first_step):
+        optimizer.param_groups[0]["lr"] = learning_rate(config, step)
+        loss = compute_loss(replica, x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+        mean_loss = gather(loss.detach()[None]).mean().item()
+        digest = hashlib.sha256(gather(x).numpy()).hexdigest()[:12]
+        if RANK > 0:
+            continue
+        trace.append(f"{step},{mean_loss!r},{digest},")
+        report = f"step {step + 1:5}  loss {mean_loss:.3f}"
+        is_last = step + 1 == config.num_steps
+        if is_last or (step + 1) % config.checkpoint_every == 0:
+            with torch.no_grad():
+                losses = [compute_loss(model, *batch).item() for batch in valid_batches]
+            valid_loss = sum(losses) / NUM_VALID_BATCHES
+            trace[-1] += repr(valid_loss)
+            report += f"  valid loss {valid_loss:.3f}"
+            # The trace first: after the last checkpoint a run has nothing left to do.
+            with atomic_write(paths.out / "loss.csv") as file:
+                file.write("\n".join([*trace, ""]).encode())
+            checkpoint = {
+                "step": step + 1,
+                "config": vars(config),
+                "fingerprint": fingerprint(train_path),
+                "trace": trace,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            with atomic_write(paths.out / "checkpoint.pt") as file:
+                torch.save(checkpoint, file)
+        if is_last or (step + 1) % 10 == 0:
+            print(f"{report}  {time.perf_counter() - began:.0f} s", flush=True)
+    return model
+
+
+@torch.no_grad()
+def sample_story(model: GPT, bpe: BPETokenizer, config: Config) -> str:
+    """What the model lets follow a separator, up to the next one or to seq_len."""
+    generator = torch.Generator().manual_seed(config.seed)
+    ids = [bpe.separator_id]
+    while len(ids) <= config.seq_len:
+        logits = model(torch.tensor([ids], device=model.tokens.weight.device))[0, -1]
+        chances = nn.functional.softmax(logits.cpu() / TEMPERATURE, dim=0)
+        ids.append(int(torch.multinomial(chances, 1, generator=generator)))
+        if ids[-1] == bpe.separator_id:
+            break
+    return bpe.decode(ids).replace("<|endoftext|>", "").strip()
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `train` saved; weights_only sees to it that no code hides in the file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no checkpoint to resume from; leave out --resume")
+    try:
+        return torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        raise IntegrityError(f"{path} is damaged; begin a new run") from error
+
+
+def run(given: dict[str, Any], paths: argparse.Namespace) -> None:
+    """Check what was given, train, and print a story."""
+    checkpoint_path = paths.out / "checkpoint.pt"
+    if checkpoint_path.exists() and not paths.resume:
+        raise ConfigError(f"{checkpoint_path} exists; give --resume or another --out")
+    saved = load_checkpoint(checkpoint_path) if paths.resume else {}
+    options = saved.get("config", {})
+    for name in given.keys() & options.keys():
+        if given[name] != options[name]:
+            raise ConfigError(
+                f"{name} is {given[name]}, the run began with {options[name]}; leave "
+                "it out, or begin a new run in another --out"
+            )
+    config = Config(**(options | given))
+    bpe = BPETokenizer.load(paths.tokenizer)
+    for path in (paths.tokens / "train.bin", paths.tokens / "valid.bin"):
+        check_tokenizer(path, read_manifest(path), bpe.sha256)
+    if paths.device == "cuda":
+        torch.cuda.set_device(LOCAL_RANK)
+    if WORLD_SIZE > 1:
+        dist.init_process_group("nccl" if paths.device == "cuda" else "gloo")
+    model = train(config, saved, paths)
+    if RANK == 0:
+        print("\n" + sample_story(model, bpe, config))
+    if WORLD_SIZE > 1:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    """Read the command line; a fault the user can mend ends in one line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # So it shows which were given.
+    )
+    parser.add_argument("--tokens", type=Path, default=BUILD / "tokens")
+    parser.add_argument("--tokenizer", type=Path, default=BUILD / "tokenizer.json")
+    parser.add_argument("--out", type=Path, default=BUILD / "train")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--device", choices=devices, default=devices[-1])
+    parser.add_argument("--resume", action="store_true", default=False)
+    fields = {field.name: field.default for field in dataclasses.fields(Config)}
+    for name, default in fields.items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=type(default), help=f"default: {default}")
+    paths = parser.parse_args()
+    try:
+        run({name: getattr(paths, name) for name in fields if name in paths}, paths)
+    except (ValueError, OSError) as error:
+        status = getattr(error, "exit_status", 5 if isinstance(error, OSError) else 2)
+        parser.exit(status, f"{parser.prog}: error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; the last checkpoint stands\n")
+
+
+if __name__ == "__main__":
+    main()
