@@ -199,20 +199,23 @@ def test_the_thread_ends_with_the_loop():
     assert threads() == []
 
 
-def test_the_interpreter_ends_though_a_loop_was_left_half_way():
+def test_the_interpreter_ends_though_loops_were_left_half_way(tmp_path):
     code = (
         "import numpy, tiny_llm.batching as b\n"
-        "left = b.batches(numpy.zeros(99, 'u2'), 4, 8, seed=3)\n"
-        "print(next(left)[0])\n"
+        "left = [b.batches(numpy.zeros(99, 'u2'), 4, 8, seed=3) for _ in range(3)]\n"
+        "print(*[next(batches)[0] for batches in left])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        timeout=60,
-        check=True,
-        text=True,
-    )
-    assert (done.stdout, done.stderr) == ("0\n", "")
+    (tmp_path / "module.py").write_text(code)
+    for run in ("-c", code), ("-c", "import module; numpy = module.numpy"):
+        done = subprocess.run(
+            [sys.executable, *run],
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=60,
+            check=True,
+            text=True,
+        )
+        assert (done.stdout, done.stderr) == ("0 0 0\n", "")
 
 
 def test_an_error_of_the_thread_is_raised_in_the_loop(tmp_path):
@@ -325,9 +328,8 @@ def test_numpy_integers_do_not_overflow():
         assert torch.equal(next(data)[1][0], expected)
 
 
-@pytest.mark.parametrize("batch_size", [63, 64, 65, 300])
+@pytest.mark.parametrize("batch_size", [1, 2, 300])
 def test_large_batches_equal_small_ones(batch_size):
-    """Below and above the size from which x and y share an allocation."""
     ids = np.random.default_rng(0).integers(0, 1 << 16, 5000).astype(np.uint16)
     for data in (ids, ids.astype(np.uint32) * 65_537):
         x, y = get_batch(data, batch_size, 1024, seed=2)

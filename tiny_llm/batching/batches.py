@@ -37,9 +37,6 @@ Device = str | torch.device
 Batch = tuple[torch.Tensor, torch.Tensor]
 # The signed dtype of the same width, which torch can index on every device.
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
-# From so many ids on x and y share one allocation: two would go back to the system
-# with each batch, and their pages be faulted in anew (benchmarks/LOG.md).
-_MANY = 1 << 16
 
 
 def get_batch(
@@ -192,13 +189,14 @@ def _make_ahead(
         for step in itertools.count(start):
             yield step, make(step)
         return
-    process = os.getpid()
+    getpid = os.getpid
+    process = getpid()
     # Its thread idles between batches: no break, and no exit, has to wait for long.
     pool = ThreadPoolExecutor(1, thread_name_prefix="tiny_llm.batching")
+    ahead = deque(pool.submit(make, start + i) for i in range(prefetch))
     try:
-        ahead = deque(pool.submit(make, start + i) for i in range(prefetch))
         for step in itertools.count(start):
-            if os.getpid() != process:
+            if getpid() != process:
                 raise RuntimeError(
                     "this process was forked while another drew these batches, and "
                     "their thread stayed there; call batches() anew"
@@ -206,9 +204,11 @@ def _make_ahead(
             batch = ahead.popleft().result()
             ahead.append(pool.submit(make, step + prefetch))
             yield step, batch
-    finally:
-        if os.getpid() == process:
-            pool.shutdown(cancel_futures=True)
+    finally:  # At the interpreter's exit too, when modules may be gone.
+        for future in ahead:
+            future.cancel()
+        if getpid() == process:
+            pool.shutdown()
 
 
 class BatchDataset(IterableDataset[tuple[int, Batch]]):
@@ -283,13 +283,11 @@ def _to_tensors(windows: Ids, device: Device) -> Batch:
         if torch.device(device).type == "cuda":
             narrow = narrow.pin_memory()
         return _split(narrow.to(device, non_blocking=True))
-    x, y = windows[:, :-1], windows[:, 1:]
-    if windows.size < _MANY:
-        return torch.from_numpy(x.astype(np.int64)), torch.from_numpy(
-            y.astype(np.int64)
-        )
-    both = np.empty((2, *x.shape), dtype=np.int64)
-    both[0], both[1] = x, y
+    # In one piece of memory: two would go back to the system with each large batch,
+    # and their pages be faulted in anew (benchmarks/LOG.md).
+    batch_size, window_size = windows.shape
+    both = np.empty((2, batch_size, window_size - 1), dtype=np.int64)
+    both[0], both[1] = windows[:, :-1], windows[:, 1:]
     return torch.from_numpy(both[0]), torch.from_numpy(both[1])
 
 
