@@ -43,9 +43,10 @@ corpus-check: .venv/test.done
 	cmp data/train.txt build/corpus-check/train.txt
 	cmp data/valid.txt build/corpus-check/valid.txt
 
-bench: .venv/bench.done  ## Measure against other tokenizers, on a text: TEXT=FILE
+bench: .venv/bench.done  ## Measure against others; tokenizers on a text: TEXT=FILE
 	python benchmarks/bench_train.py $(if $(TEXT),"$(TEXT)")
 	python benchmarks/bench_encode.py $(if $(TEXT),"$(TEXT)")
+	$(if $(TEXT),,python benchmarks/bench_batching.py)
 
 picture: .venv/test.done  ## Draw the pictures of the README, reports/*.svg
 	python reports/draw.py

@@ -8,11 +8,13 @@ them, and a ratio is taken within a round, then its median over the rounds.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import gc
 import importlib.metadata
 import importlib.util
 import json
+import mmap
 import os
 import platform
 import random
@@ -20,9 +22,12 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+import numpy as np
 
 from tiny_llm.corpus import SEPARATOR
 
@@ -79,10 +84,13 @@ class Figure:
     text_mb: float
 
 
-def parse_arguments(doc: str) -> argparse.Namespace:
+def parse_arguments(doc: str, *, takes_text: bool = True) -> argparse.Namespace:
     """Read the command line: a text, rounds, and what a fresh process must do."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("text", nargs="?", type=Path, help="default: data/train.txt")
+    parser.set_defaults(text=None)
+    if takes_text:
+        help_ = "default: data/train.txt"
+        parser.add_argument("text", nargs="?", type=Path, help=help_)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -127,17 +135,25 @@ def run_rounds(
     for round_number in range(num_rounds):
         shift = round_number % len(names)
         for name in names[shift:] + names[:shift]:
-            os.sync()  # Nobody waits for what an earlier peer left to write.
-            result = subprocess.run(
-                [sys.executable, script, "--one", name, "--folder", str(folder)],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            figure = Figure(**json.loads(result.stdout.splitlines()[-1]))
+            figure = Figure(**run_alone(script, name, folder))
             figures[name].append(figure)
             print(f"{round_number + 1}/{num_rounds} {name:20} {figure}", flush=True)
     return figures
+
+
+def run_alone(
+    script: str, name: str, folder: Path, python: str = sys.executable, **options: Any
+) -> Any:
+    """Run a script's `--one NAME` in a fresh process; what its last line says."""
+    os.sync()  # Nobody waits for what an earlier peer left to write.
+    result = subprocess.run(
+        [python, script, "--one", name, "--folder", str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        **options,
+    )
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def format_table(
@@ -174,11 +190,16 @@ def format_table(
     return "\n".join(lines)
 
 
-def write_table(name: str, table: str, args: argparse.Namespace) -> None:
+def write_table(
+    name: str,
+    table: str,
+    args: argparse.Namespace,
+    packages: Sequence[str] = PACKAGES,
+) -> None:
     """Print a table; that of the built-in corpus goes into README.md too."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = args.text.name if args.text else "the built-in corpus"
-    footer = f"Text: {text}. Rounds: {args.rounds}. {_machine()}"
+    footer = f"Text: {text}. Rounds: {args.rounds}. {_machine(packages)}"
     section = f"{begin}\n{table}\n\n{footer}\n{end}"
     print(section)
     if args.text:
@@ -206,6 +227,23 @@ def repeat_documents(target: Path, num_bytes: int) -> None:
                     break
 
 
+def drop_pages(path: Path) -> None:
+    """Have a file leave the page cache, and see that it did; Linux only."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+            content = np.frombuffer(mapping, dtype=np.uint8)
+            states = np.ones(-(-len(content) // mmap.PAGESIZE), dtype=np.uint8)
+            begin, target = map(
+                ctypes.c_void_p, (content.ctypes.data, states.ctypes.data)
+            )
+            ctypes.CDLL(None).mincore(begin, ctypes.c_size_t(len(content)), target)
+            del content
+    if num_resident := int((states & 1).sum()):
+        raise SystemExit(f"{num_resident} pages of {path} stay in the page cache")
+
+
 def read_documents(path: Path) -> list[str]:
     """Split a text at separators, which are left out; line ends stay as they are."""
     return path.read_bytes().decode().split(SEPARATOR.decode())
@@ -221,7 +259,7 @@ def _peak_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def _machine() -> str:
+def _machine(packages: Sequence[str]) -> str:
     cpu = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -229,7 +267,7 @@ def _machine() -> str:
         cpu = names[0].partition(":")[2].strip() if names else platform.machine()
     versions = [
         f"{name} {importlib.metadata.version(name)}"
-        for name in PACKAGES
+        for name in packages
         if importlib.util.find_spec(name)
     ]
     return (

@@ -1,0 +1,385 @@
+"""Batches: random windows of a token file become int64 tensors, against others.
+
+    python benchmarks/bench_batching.py [--rounds N]
+
+The file holds 250 million ids, uint16: those of the built-in corpus, repeated. It is in
+the page cache, but for the last table, whose first batches come from a cold one. Each
+batch is held until the next one is there, as in a training loop. Per size and round one
+process makes batches of our kinds in turn, the next one those that tutorials make; each
+peer has processes of its own. Nothing is reported unless all tensors have the right
+shape and y is x shifted by one.
+mosaicml-streaming takes another numpy than the rest: give its Python in MOSAIC_PYTHON.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+from loaders import PEERS, Batch
+
+from tiny_llm.batching import batches, get_batch, load_token_array
+from tiny_llm.encoding import encode_file
+from tiny_llm.tokenize import SEPARATOR_ID, BPETokenizer
+from tiny_llm.tokens import write_tokens
+
+MakeBatch = Callable[[], Batch]
+
+NUM_IDS = 250_000_000
+VOCAB_SIZE = 4096
+PACKAGES = ("numpy", "torch")
+SIZES = ((12, 1024), (64, 256), (32, 256), (256, 1024))  # batch_size, seq_len
+PEER_SIZES = SIZES[2:]
+COLD_SIZE = SIZES[0]
+KINDS = ("ours", "limit", "limit-held", "seed", "epoch", "ahead")
+TURNS, TURN_S = 5, 0.06
+PEER_TURNS, PEER_TURN_S = 3, 0.15
+COLD_STARTS = 5
+STEPS, STEP_S = 40, 0.005
+FEW_ROUNDS = 2
+
+
+def make_plain(path: Path, batch_size: int, seq_len: int) -> MakeBatch:
+    """What tutorials show: a slice of a memmap per row and side, widened, stacked."""
+    ids = np.memmap(path, dtype=np.uint16, mode="r")
+
+    def make() -> Batch:
+        starts = np.random.randint(0, len(ids) - seq_len, batch_size)
+        x = np.stack([ids[i : i + seq_len].astype(np.int64) for i in starts])
+        y = np.stack([ids[i + 1 : i + 1 + seq_len].astype(np.int64) for i in starts])
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+    return make
+
+
+def make_limit(
+    path: Path, batch_size: int, seq_len: int, num_sets: int = 1
+) -> MakeBatch:
+    """Only gathering and widening, as ours does, into sets of tensors in turn."""
+    ids = np.memmap(path, dtype=np.uint16, mode="r")
+    window = np.dtype((np.void, ids.itemsize * (seq_len + 1)))
+    shape, strides = (len(ids) - seq_len,), (ids.itemsize,)
+    windows = np.ndarray(shape, window, buffer=ids, strides=strides)
+    dice = np.random.default_rng(0)
+    starts = itertools.cycle(dice.integers(shape[0], size=(2048, batch_size)))
+    buffers = [np.zeros((2, batch_size, seq_len), np.int64) for _ in range(num_sets)]
+    sets = itertools.cycle([(both, *torch.from_numpy(both)) for both in buffers])
+
+    def make() -> Batch:
+        rows = windows[next(starts)].view(np.uint16).reshape(batch_size, seq_len + 1)
+        both, x, y = next(sets)
+        both[0], both[1] = rows[:, :-1], rows[:, 1:]
+        return x, y
+
+    return make
+
+
+def make_kinds(path: Path, *size: int) -> dict[str, MakeBatch]:
+    ids = load_token_array(path)
+    steps = itertools.count()
+    ahead = batches(ids, *size, seed=1337, prefetch=2)
+    return {
+        "ours": lambda: get_batch(ids, *size),
+        "limit": make_limit(path, *size),
+        "limit-held": make_limit(path, *size, num_sets=2),
+        "seed": lambda: get_batch(ids, *size, seed=1337, step=next(steps)),
+        "epoch": lambda: get_batch(
+            ids, *size, seed=1337, step=next(steps), replace=False
+        ),
+        "ahead": lambda: next(ahead)[1],
+    }
+
+
+def measure_plain(path: Path, *size: int) -> float:
+    make = make_plain(path, *size)
+    seconds = median(time_batches(make, TURN_S) for _ in range(TURNS))
+    check_batch(make(), *size)
+    return seconds
+
+
+def measure_ours(path: Path, *size: int) -> dict[str, Any]:
+    """Time each kind in turn; then let two of them feed a consumer that computes."""
+    kinds = make_kinds(path, *size)
+    turns = []
+    for turn in range(TURNS):
+        shift = turn % len(KINDS)
+        names = KINDS[shift:] + KINDS[:shift]
+        turns.append({name: time_batches(kinds[name], TURN_S) for name in names})
+    for make in kinds.values():
+        check_batch(make(), *size)
+    waits = {name: wait_share(kinds[name]) for name in ("ours", "ahead")}
+    return {"turns": turns, "waits": waits}
+
+
+def time_batches(make: MakeBatch, seconds: float) -> float:
+    """Seconds per batch, once it is warm."""
+    batch, begin = make(), time.perf_counter()
+    while time.perf_counter() - begin < seconds / 2:
+        batch = make()
+    count, begin = 0, time.perf_counter()
+    while (taken := time.perf_counter() - begin) < seconds or count < 8:
+        batch = make()
+        count += 1
+    del batch
+    return taken / count
+
+
+def wait_share(make: MakeBatch) -> float:
+    """Share of its time that a consumer waits which multiplies matrices 5 ms a step."""
+    a = torch.rand(128, 128)
+    waited, begin = 0.0, time.perf_counter()
+    for _ in range(STEPS):
+        asked = time.perf_counter()
+        batch = make()
+        given = time.perf_counter()
+        waited += given - asked
+        while time.perf_counter() - given < STEP_S:
+            a @ a
+    del batch
+    return waited / (time.perf_counter() - begin)
+
+
+def check_batch(batch: Batch, batch_size: int, seq_len: int) -> None:
+    x, y = batch
+    shapes_are_right = x.shape == y.shape == (batch_size, seq_len)
+    if not shapes_are_right or not x.dtype == y.dtype == torch.int64:
+        raise SystemExit(f"wrong shape or dtype: {x.shape} {x.dtype}")
+    if not torch.equal(x[:, 1:], y[:, :-1]) or not 0 < x.max() < VOCAB_SIZE:
+        raise SystemExit("y is not x shifted by one, or there are wrong ids")
+
+
+def measure_peer(path: Path, name: str) -> dict[str, Any]:
+    """Time ours and then the peer's; what starts the loader is timed apart."""
+    peer = PEERS[name]
+    ids = load_token_array(path)
+    figure: dict[str, Any] = {"version": importlib.metadata.version(peer.package)}
+    for size in PEER_SIZES:
+        start = peer.load(path, *size)
+        make_ours = partial(get_batch, ids, *size)
+        begin = time.perf_counter()
+        loader = start()
+        check_batch(next(loader), *size)
+        start_s = time.perf_counter() - begin
+        turns = []
+        for _ in range(PEER_TURNS):
+            ours_s = time_batches(make_ours, TURN_S)
+            peer_s = time_batches(partial(next, loader), PEER_TURN_S)
+            turns.append({"s": peer_s, "ratio": peer_s / ours_s})
+        check_batch(next(loader), *size)
+        figure[str(size)] = {"start_s": start_s, "turns": turns}
+        del loader
+        gc.collect()
+    return figure
+
+
+def open_random(path: Path, *size: int) -> MakeBatch:
+    return partial(get_batch, load_token_array(path, access="random"), *size)
+
+
+def open_normal(path: Path, *size: int) -> MakeBatch:
+    return partial(get_batch, load_token_array(path), *size)
+
+
+COLD = {
+    "plain": ("np.memmap, plain", make_plain),
+    "normal": ("load_token_array", open_normal),
+    "random": ('load_token_array, access="random"', open_random),
+}
+
+
+def measure_cold(path: Path, name: str) -> list[dict[str, float]]:
+    """Time opening and the first batch, with the code warm and the file cold."""
+    _, open_file = COLD[name]
+    open_file(path.with_name("small.bin"), *COLD_SIZE)()
+    starts = []
+    for _ in range(COLD_STARTS):
+        harness.drop_pages(path)
+        begin = time.perf_counter()
+        make = open_file(path, *COLD_SIZE)
+        opened = time.perf_counter()
+        batch = make()
+        done = time.perf_counter()
+        check_batch(batch, *COLD_SIZE)
+        starts.append({"open_s": opened - begin, "batch_s": done - opened})
+        del make, batch
+        gc.collect()
+    return starts
+
+
+def write_ids(folder: Path) -> Path:
+    """Encode the built-in corpus; write it once and again and again."""
+    text, small, path = harness.BUILT_IN_TEXT, folder / "small.bin", folder / "ids.bin"
+    tokenizer = BPETokenizer()
+    tokenizer.train(text.read_bytes(), VOCAB_SIZE)
+    encode_file(tokenizer, text, small)
+    ids = np.fromfile(small, dtype=np.uint16)
+    with write_tokens(
+        path,
+        vocab_size=VOCAB_SIZE,
+        separator_id=SEPARATOR_ID,
+        tokenizer_sha256=tokenizer.sha256,
+    ) as writer:
+        while writer.num_tokens < NUM_IDS:
+            writer.append(ids)
+    return path
+
+
+def measure(name: str, folder: Path) -> object:
+    path = folder / "ids.bin"
+    what, _, rest = name.partition("-")
+    if what == "peer":
+        return measure_peer(path, rest)
+    if what == "cold":
+        return measure_cold(path, rest)
+    size = map(int, rest.split("-"))
+    return {"ours": measure_ours, "plain": measure_plain}[what](path, *size)
+
+
+def run_rounds(
+    names: list[str], folder: Path, num_rounds: int
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """Run each name once per round, in turn.
+
+    Returns:
+        Figures of each name, one per round; and why a name has none.
+    """
+    figures: dict[str, list[Any]] = {name: [] for name in names}
+    failures: dict[str, str] = {}
+    for round_number in range(num_rounds):
+        shift = round_number % len(names)
+        for name in names[shift:] + names[:shift]:
+            if name in failures:
+                continue
+            python = sys.executable
+            if name.startswith("peer-"):
+                python = PEERS[name[5:]].python
+            print(f"{round_number + 1}/{num_rounds} {name}", flush=True)
+            try:
+                figure = harness.run_alone(
+                    __file__, name, folder, python, stderr=subprocess.PIPE, timeout=120
+                )
+            except subprocess.SubprocessError as error:
+                lines = str(getattr(error, "stderr", "") or error).strip()
+                failures[name] = lines.splitlines()[-1]
+                print(lines, flush=True)
+            else:
+                figures[name].append(figure)
+    return figures, failures
+
+
+def format_loop(figures: Mapping[str, list[Any]]) -> str:
+    heads = ("limit", "limit, held", "seed", "epoch", "ahead", "wait", "wait, ahead")
+    lines = [
+        f"| B x T | us | plain | {' | '.join(heads)} |",
+        "|---" + "|--:" * (2 + len(heads)) + "|",
+    ]
+    for size in SIZES:
+        rounds = figures[loop_name("ours", size)]
+        ours_s = [median(turn["ours"] for turn in one["turns"]) for one in rounds]
+        plain_s = figures[loop_name("plain", size)]
+        ratio = median(a / b for a, b in zip(plain_s, ours_s, strict=True))
+        cells = [f"{1e6 * median(ours_s):.0f}", f"{ratio:.1f}"]
+        turns = [turn for one in rounds for turn in one["turns"]]
+        for kind in KINDS[1:]:
+            ratio = median(turn[kind] / turn["ours"] for turn in turns)
+            cells.append(f"{ratio:.2f}")
+        for kind in ("ours", "ahead"):
+            share = median(one["waits"][kind] for one in rounds)
+            cells.append(f"{100 * share:.1f}%")
+        lines.append(f"| {size[0]} x {size[1]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_peers(figures: Mapping[str, list[Any]], failures: Mapping[str, str]) -> str:
+    heads = [f"{b} x {t}, us | time, ours = 1" for b, t in PEER_SIZES]
+    lines = [
+        f"| | version | start, s | {' | '.join(heads)} |",
+        "|---|---|--:|" + "--:|" * 2 * len(PEER_SIZES),
+    ]
+    for name, peer in PEERS.items():
+        label = f"{peer.package} {peer.label}"
+        rounds = figures.get(f"peer-{name}")
+        if not rounds:
+            reason = failures.get(f"peer-{name}", "not installed")
+            lines.append(f"| {label} | {reason} |" + " |" * (1 + 2 * len(PEER_SIZES)))
+            continue
+        starts = [one[str(size)]["start_s"] for one in rounds for size in PEER_SIZES]
+        cells = [label, rounds[0]["version"], f"{median(starts):.2f}"]
+        for size in PEER_SIZES:
+            turns = [turn for one in rounds for turn in one[str(size)]["turns"]]
+            cells.append(f"{1e6 * median(turn['s'] for turn in turns):.0f}")
+            cells.append(f"{median(turn['ratio'] for turn in turns):.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_cold(figures: Mapping[str, list[Any]], failures: Mapping[str, str]) -> str:
+    lines = [
+        "| cold, {} x {} | opening, ms | first batch, ms | both, plain = 1 |".format(
+            *COLD_SIZE
+        ),
+        "|---|--:|--:|--:|",
+    ]
+    plain_s = None
+    for name, (label, _) in COLD.items():
+        starts = [start for one in figures[f"cold-{name}"] for start in one]
+        if not starts:
+            lines.append(f"| {label} | {failures[f'cold-{name}']} | | |")
+            continue
+        open_s = median(start["open_s"] for start in starts)
+        batch_s = median(start["batch_s"] for start in starts)
+        plain_s = plain_s or open_s + batch_s
+        ratio = (open_s + batch_s) / plain_s
+        cells = f"{1e3 * open_s:.2f} | {1e3 * batch_s:.2f} | {ratio:.3f}"
+        lines.append(f"| {label} | {cells} |")
+    return "\n".join(lines)
+
+
+def loop_name(kind: str, size: tuple[int, int]) -> str:
+    return f"{kind}-{size[0]}-{size[1]}"
+
+
+def main() -> None:
+    args = harness.parse_arguments(__doc__, takes_text=False)
+    if args.one:
+        print(json.dumps(measure(args.one, args.folder)))
+        return
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_ids(folder)
+        loops = [loop_name(kind, size) for size in SIZES for kind in ("ours", "plain")]
+        figures, failures = run_rounds(loops, folder, args.rounds)
+        if failures:
+            raise SystemExit(f"nothing reported: {failures}")
+        few = min(args.rounds, FEW_ROUNDS)
+        installed = [name for name, peer in PEERS.items() if peer.is_installed]
+        peers, failures = run_rounds([f"peer-{x}" for x in installed], folder, few)
+        # Last, as it leaves the file cold.
+        colds, failed = run_rounds([f"cold-{kind}" for kind in COLD], folder, few)
+    tables = [
+        format_loop(figures),
+        format_peers(peers, failures),
+        format_cold(colds, failed),
+        f"Load of the machine before: {load:.1f}.",
+    ]
+    harness.write_table("bench_batching", "\n\n".join(tables), args, PACKAGES)
+
+
+if __name__ == "__main__":
+    main()
