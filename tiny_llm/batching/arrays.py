@@ -193,20 +193,23 @@ def _copy_to(data: TokenData, device: str | torch.device) -> torch.Tensor:
         chunk = np.array(data[begin : begin + _CHUNK])
         check_ids(chunk, data)
         ids[begin : begin + len(chunk)] = torch.from_numpy(chunk)
+    # Tensors take attributes, which mypy does not know; their slices do not have them.
     ids.fingerprint = fingerprint(data)  # type: ignore[attr-defined]
     return ids
 
 
-def check_data(data: Any) -> Data:
+def check_data(source: object) -> Data:
     """Open a path; refuse what is not one-dimensional, contiguous, uint16 or uint32.
 
     Raises:
         ValueError: It is something else.
     """
-    if isinstance(data, JoinedArray) or (isinstance(data, TokenArray) and data.path):
-        return data
+    data: Any = source
     if isinstance(data, str | os.PathLike):
-        return load_token_array(data)  # type: ignore[no-any-return]
+        data = load_token_array(data)
+    checked: Data = data
+    if isinstance(data, JoinedArray) or (isinstance(data, TokenArray) and data.path):
+        return checked
     is_tensor = isinstance(data, torch.Tensor)
     if not is_tensor and not isinstance(data, np.ndarray):
         raise ValueError(
@@ -223,7 +226,7 @@ def check_data(data: Any) -> Data:
             "the ids of data do not lie side by side; give a contiguous array "
             "(np.ascontiguousarray makes one)"
         )
-    return data  # type: ignore[no-any-return]
+    return checked
 
 
 def pieces(data: TokenData, begin: int, end: int) -> Iterator[tuple[Ids, int, int]]:

@@ -157,9 +157,8 @@ def batches(
             "give the same data, or begin a new run"
         )
     samples = batch_samples(batch_size, seed, 0, rank, world_size, num_samples, replace)
-    _draw(
-        data, to_int("seq_len", seq_len), align, samples
-    )  # What is wrong with these is said at once.
+    # Now, and not in the loop, is said what is wrong with these.
+    _draw(data, to_int("seq_len", seq_len), align, samples)
     stride = int(world_size) * samples.num_rows
     before = start * stride if num_samples is None else int(num_samples)
     # Another thread may have another default GPU.
