@@ -14,7 +14,8 @@ from tests.conftest import save_tokens
 from tiny_llm.batching import Mixture, batches, get_batch, load_token_array
 from tiny_llm.batching.windows import Samples, draw_starts
 
-weights = st.one_of(st.integers(1, 10_000), st.floats(0.01, 100))
+# The smallest share that these can give is 1 / 40,001, which is not refused.
+weights = st.one_of(st.integers(1, 1000), st.floats(0.1, 1000))
 
 
 def sources(*lengths):
