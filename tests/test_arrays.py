@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import save_tokens
@@ -19,6 +19,7 @@ from tiny_llm.batching.cutting import cut_windows
 from tiny_llm.tokens import read_manifest
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.booleans())
 def test_windows_equal_slices(num_extra, seq_len, batch_size, wide):
     ids = np.arange(seq_len + num_extra).astype(np.uint32 if wide else np.uint16)
@@ -52,6 +53,7 @@ def test_a_token_file_is_an_array_of_its_ids(tmp_path):
     assert ids.manifest == read_manifest(tmp_path / "x.bin")
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 12), st.data()
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import save_tokens
@@ -39,6 +39,7 @@ def test_windows_begin_with_documents(tmp_path):
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(SEP - 1, SEP), min_size=1, max_size=40))
 def test_document_starts_follow_separators(ids):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
