@@ -8,15 +8,13 @@ from __future__ import annotations
 import argparse
 
 from pipeline.stage import (
-    CORPUS_DIR,
-    REPORTS_DIR,
-    TOKENIZER_PATH,
     read_param,
     run_stage,
     write_rank_plot,
 )
 from tiny_llm.atomic import write_json
 from tiny_llm.corpus import read_sample, sample_bytes
+from tiny_llm.layout import CORPUS_DIR, REPORTS_DIR, TOKENIZER_PATH
 from tiny_llm.tokenize import BPETokenizer, check_vocab_size
 
 

@@ -8,11 +8,6 @@ from __future__ import annotations
 import argparse
 
 from pipeline.stage import (
-    CORPUS_DIR,
-    REPORTS_DIR,
-    SPLITS,
-    TOKENIZER_PATH,
-    TOKENS_DIR,
     progress_bar,
     run_stage,
     write_csv,
@@ -20,6 +15,13 @@ from pipeline.stage import (
 )
 from tiny_llm.atomic import write_json
 from tiny_llm.encoding import encode_file
+from tiny_llm.layout import (
+    CORPUS_DIR,
+    REPORTS_DIR,
+    SPLITS,
+    TOKENIZER_PATH,
+    TOKENS_DIR,
+)
 from tiny_llm.stats import measure_tokens
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import Manifest

@@ -14,11 +14,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.stage import CORPUS_DIR, SPLITS, progress_bar, read_param, run_stage
+from pipeline.stage import progress_bar, read_param, run_stage
 from tiny_llm.atomic import atomic_link, atomic_write
 from tiny_llm.corpus import has_text, open_text, read_chunks
 from tiny_llm.download import download, read_pins
 from tiny_llm.errors import ConfigError, InputError
+from tiny_llm.layout import CORPUS_DIR, SPLITS
 
 _COPY_BYTES = 32 << 20
 

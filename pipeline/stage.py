@@ -22,11 +22,6 @@ from tiny_llm.atomic import atomic_write
 from tiny_llm.errors import ConfigError, InputError, IntegrityError, ResourceError
 
 PARAMS_PATH = Path("params.yaml")
-CORPUS_DIR = Path("build/corpus")
-TOKENIZER_PATH = Path("build/tokenizer.json")
-TOKENS_DIR = Path("build/tokens")
-REPORTS_DIR = Path("reports")
-SPLITS = ("train", "valid")
 
 
 def run_stage(parser: argparse.ArgumentParser, work: Callable[..., str]) -> None:

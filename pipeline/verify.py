@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.stage import SPLITS, TOKENIZER_PATH, TOKENS_DIR, run_stage
+from pipeline.stage import run_stage
+from tiny_llm.layout import SPLITS, TOKENIZER_PATH, TOKENS_DIR
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import verify
 

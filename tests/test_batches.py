@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.conftest import save_tokens
-from tiny_llm import batching
 from tiny_llm.batching import (
     BatchDataset,
     Mixture,
@@ -81,7 +80,7 @@ def test_ids_above_65535_arrive_whole(tmp_path):
 
 def test_data_may_be_a_path_or_the_name_of_a_split(tmp_path, monkeypatch):
     save_tokens(tmp_path / "train.bin", [5, 6, 7])
-    monkeypatch.setattr(batching.arrays, "_TOKENS_DIR", tmp_path)
+    monkeypatch.setattr("tiny_llm.layout.TOKENS_DIR", tmp_path)
     assert get_batch("train", 1, 2)[0].tolist() == [[5, 6]]
     assert get_batch(str(tmp_path / "train.bin"), 1, 2)[0].tolist() == [[5, 6]]
     assert get_batch(tmp_path / "train.bin", 1, 2)[0].tolist() == [[5, 6]]
@@ -112,9 +111,9 @@ def test_threads_draw_in_parallel():
     [
         (1, 10, r"holds? 10 ids, too few for one window of seq_len \+ 1 = 11"),
         (1, 10**12, "too few"),
-        (0, 4, "batch_size is 0; give at least 1"),
+        (0, 4, "batch_size is 0; give an integer >= 1"),
         (-1, 4, "batch_size is -1"),
-        (1, 0, "seq_len is 0; give at least 1"),
+        (1, 0, "seq_len is 0; give an integer >= 1"),
         (1, 2.0, r"seq_len is 2\.0; give an integer"),
         (True, 2, "batch_size is True; give an integer"),
         ("3", 2, "batch_size is '3'; give an integer"),

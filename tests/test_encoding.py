@@ -127,7 +127,7 @@ def test_the_source_is_never_overwritten(tokenizer, tmp_path, text):
 @pytest.mark.parametrize("name", ["chunk_bytes", "num_threads"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_below_one_are_refused(tokenizer, tmp_path, text, name, value):
-    with pytest.raises(ConfigError, match=f"{name} is {value}; give at least 1"):
+    with pytest.raises(ConfigError, match=f"{name} is {value}; give an integer >= 1"):
         encode(tokenizer, tmp_path, text, **{name: value})
 
 

@@ -133,7 +133,7 @@ def test_metrics_say_what_was_made(workspace, text):
         ("source", "params.yaml", "fetch", 2, ["train needs url"]),
         ("source", "!!python/object/apply:os.getcwd []", "fetch", 2, ["plain YAML"]),
         ("vocab_size", "256", "bpe", 2, ["vocab_size is 256", "257"]),
-        ("vocab_size", "2000000", "bpe", 2, ["vocab_size is 2000000", "1,048,576"]),
+        ("vocab_size", "2000000", "bpe", 2, ["vocab_size is 2,000,000", "1,048,576"]),
         ("vocab_size", "4096.0", "bpe", 2, ["vocab_size is 4096.0", "integer"]),
         ("vocab_size", "many", "bpe", 2, ["vocab_size is 'many'"]),
         ("vocab_size", "true", "bpe", 2, ["vocab_size is True"]),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tiny_llm import stats
+from tiny_llm import tokens
 from tiny_llm.stats import TokenStats, measure_tokens
 from tiny_llm.tokens import write_tokens
 
@@ -17,7 +17,7 @@ def measure(tmp_path, ids, extra_documents=0):
 
 @pytest.mark.parametrize("block_tokens", [1, 2, 3, 1000])
 def test_lengths_run_from_separator_to_separator(tmp_path, monkeypatch, block_tokens):
-    monkeypatch.setattr(stats, "_BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(tokens, "_BLOCK_TOKENS", block_tokens)
     ids = [1, 2, 256, 256, 7, 256, 9]
     assert measure(tmp_path, ids).document_lengths == {3: 1, 1: 1, 2: 1}
     assert measure(tmp_path, ids, 1).document_lengths == {3: 1, 1: 2, 2: 1}

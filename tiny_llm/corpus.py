@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from tiny_llm.checks import check_int
 from tiny_llm.errors import ConfigError, InputError, ResourceError
 
 SEPARATOR = b"<|endoftext|>"
@@ -104,8 +105,7 @@ def cut_chunks(file: IO[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[byte
         ConfigError: `chunk_bytes` is below 1.
         ResourceError: More than `MAX_UNCUT_BYTES` without a place to cut.
     """
-    if chunk_bytes < 1:
-        raise ConfigError(f"chunk_bytes is {chunk_bytes}; give at least 1")
+    chunk_bytes = check_int("chunk_bytes", chunk_bytes)
     rest = b""
     # Reading more while nothing can be cut keeps the work linear in the text.
     while block := file.read(max(chunk_bytes, len(rest))):

@@ -24,6 +24,7 @@ import yaml
 
 from tiny_llm.atomic import explain_full_disk
 from tiny_llm.errors import ConfigError, IntegrityError
+from tiny_llm.layout import SPLITS
 
 _BLOCK_BYTES = 1 << 16
 _CONNECT_TIMEOUT_S = 20
@@ -58,7 +59,7 @@ def read_pins(path: str | os.PathLike[str]) -> dict[str, Pin]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not plain YAML: {error}") from error
     pins = {}
-    for split in ("train", "valid"):
+    for split in SPLITS:
         try:
             pin = Pin(**manifest[split])
         except (KeyError, TypeError) as error:

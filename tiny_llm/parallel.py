@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from tiny_llm.errors import ConfigError
+from tiny_llm.checks import check_int
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,8 +48,7 @@ def map_in_order(
     """
     if num_threads is None:
         num_threads = count_threads()
-    if num_threads < 1:
-        raise ConfigError(f"num_threads is {num_threads}; give at least 1")
+    num_threads = check_int("num_threads", num_threads)
     ahead: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         try:

@@ -14,9 +14,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from tiny_llm.tokens import DTYPES, open_tokens, read_manifest
-
-_BLOCK_TOKENS = 1 << 18
+from tiny_llm.tokens import read_manifest, scan_documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,21 +89,12 @@ def measure_tokens(path: str | os.PathLike[str]) -> TokenStats:
         InputError: The file or its manifest is missing.
         IntegrityError: The two disagree.
     """
-    manifest = read_manifest(path)
-    num_tokens = len(open_tokens(path))
-    id_counts = np.zeros(manifest.vocab_size, dtype=np.int64)
+    vocab_size = read_manifest(path).vocab_size
+    id_counts = np.zeros(vocab_size, dtype=np.int64)
     lengths: collections.Counter[int] = collections.Counter()
-    begin = seen = 0
-    # Read, not mapped: pages of a map count as memory of the process.
-    with open(path, "rb") as file:
-        dtype = DTYPES[manifest.dtype]
-        while len(block := np.fromfile(file, dtype, _BLOCK_TOKENS)):
-            id_counts += np.bincount(block, minlength=manifest.vocab_size)
-            ends = seen + 1 + np.flatnonzero(block == manifest.separator_id)
-            if len(ends):
-                lengths.update(np.diff(ends, prepend=begin).tolist())
-                begin = int(ends[-1])
-            seen += len(block)
-    if sum(lengths.values()) < manifest.num_documents:
-        lengths[num_tokens - begin] += 1
+    begin = 0
+    for ids, ends in scan_documents(path):
+        id_counts += np.bincount(ids, minlength=vocab_size)
+        lengths.update(np.diff(ends, prepend=begin).tolist())
+        begin = ends[-1] if len(ends) else begin
     return TokenStats(id_counts, dict(lengths))

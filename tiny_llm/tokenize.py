@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tiny_llm.atomic import atomic_write
+from tiny_llm.checks import check_int
 from tiny_llm.corpus import SEPARATOR, cut_chunks
 from tiny_llm.engine import Engine, Merge, learn_merges
 from tiny_llm.errors import ConfigError, InputError
+from tiny_llm.tokens import dtype_for
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -96,7 +98,7 @@ class BPETokenizer:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of encoded ids: uint16 if every id fits, else uint32."""
-        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        return dtype_for(self.vocab_size)
 
     @property
     def sha256(self) -> str:
@@ -218,15 +220,7 @@ class BPETokenizer:
 
 def check_vocab_size(vocab_size: object) -> None:
     """Refuse a vocab_size that is not an integer from 257 to 2**20."""
-    if (
-        isinstance(vocab_size, bool)
-        or not isinstance(vocab_size, int | np.integer)
-        or not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE
-    ):
-        raise ConfigError(
-            f"vocab_size is {vocab_size!r}; give an integer from {MIN_VOCAB_SIZE} (256 "
-            f"bytes and the separator) to {MAX_VOCAB_SIZE:,}"
-        )
+    check_int("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
 
 
 def _to_bytes(text: str | bytes) -> bytes:

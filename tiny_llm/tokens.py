@@ -32,6 +32,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 # A damaged file is narrowed down to blocks of this size.
 BLOCK_BYTES = 16 << 20
 
+# How many ids `scan_documents` reads at a time.
+_BLOCK_TOKENS = 1 << 18
+
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
@@ -62,9 +65,9 @@ class Manifest:
     block_crc32: list[int]
 
 
-def dtype_name(vocab_size: int) -> str:
-    """The dtype whose range holds every id of a vocab."""
-    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+def dtype_for(vocab_size: int) -> np.dtype[Any]:
+    """Return the narrowest dtype that holds every id of a vocab: uint16 or uint32."""
+    return DTYPES["uint16" if vocab_size <= 1 << 16 else "uint32"]
 
 
 def manifest_path(path: str | os.PathLike[str]) -> Path:
@@ -94,7 +97,7 @@ class TokenWriter:
         tokenizer_sha256: str,
     ) -> None:
         self._file = file
-        self._dtype = DTYPES[dtype_name(vocab_size)]
+        self._dtype = dtype_for(vocab_size)
         self._vocab_size = vocab_size
         self._separator_id = separator_id
         self._tokenizer_sha256 = tokenizer_sha256
@@ -130,7 +133,7 @@ class TokenWriter:
         """Describe what was written so far."""
         return Manifest(
             format_version=FORMAT_VERSION,
-            dtype=dtype_name(self._vocab_size),
+            dtype=self._dtype.name,
             num_tokens=self.num_tokens,
             num_documents=self.num_documents,
             num_bytes=self.num_bytes,
@@ -197,7 +200,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     try:
         manifest = Manifest(**json.loads(source.read_bytes()))
         _check_types(manifest)
-        expected = dtype_name(manifest.vocab_size)
+        expected = dtype_for(manifest.vocab_size).name
     except (ValueError, TypeError) as error:
         raise IntegrityError(
             f"{source} is not the manifest of a token file ({error}); "
@@ -250,6 +253,35 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
             f"{dtype.name} ids; encode the text again"
         )
     return np.memmap(path, dtype=dtype, mode="r")
+
+
+def scan_documents(
+    path: str | os.PathLike[str],
+) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
+    """Read a token file block by block, with the places where its documents end.
+
+    A document ends behind its separator, or with the file. White space after the last
+    separator is no document of its own, which the manifest's count tells.
+
+    Yields:
+        The ids of a block, shape (n,), and where documents end in it, shape (k,),
+        counted from the beginning of the file.
+
+    Raises:
+        InputError: The file or its manifest is missing.
+        IntegrityError: The two disagree.
+    """
+    manifest = read_manifest(path)
+    num_tokens = len(open_tokens(path))
+    seen = num_ended = 0
+    # Read, not mapped: pages of a map count as memory of the process.
+    with open(path, "rb") as file:
+        while len(ids := np.fromfile(file, DTYPES[manifest.dtype], _BLOCK_TOKENS)):
+            ends = np.flatnonzero(ids == manifest.separator_id) + (seen + 1)
+            seen, num_ended = seen + len(ids), num_ended + len(ends)
+            if seen == num_tokens and num_ended < manifest.num_documents:
+                ends = np.append(ends, num_tokens)
+            yield ids, ends
 
 
 def verify(

@@ -7,7 +7,6 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from tiny_llm.errors import IntegrityError
+from tiny_llm.layout import SPLITS, split_path
 from tiny_llm.tokens import (
     DTYPES,
     Manifest,
@@ -28,9 +28,6 @@ from tiny_llm.tokens import (
 Ids = npt.NDArray[Any]
 StrPath = str | os.PathLike[str]
 
-# Where the pipeline of this checkout leaves the token files of its splits.
-_TOKENS_DIR = Path(__file__).resolve().parents[2] / "build" / "tokens"
-_SPLITS = ("train", "valid")
 _DTYPES = (*DTYPES.values(), torch.uint16, torch.uint32)
 _CHUNK = 1 << 24
 
@@ -174,8 +171,8 @@ def load_token_array(
 
 
 def _open(path: StrPath, access: str) -> TokenArray:
-    if path in _SPLITS:
-        path = _TOKENS_DIR / f"{path}.bin"
+    if path in SPLITS:
+        path = split_path(str(path))
     ids = open_tokens(path).view(TokenArray)
     ids.path = os.path.abspath(path)
     ids.manifest = read_manifest(path) if manifest_path(path).is_file() else None

@@ -29,8 +29,8 @@ from tiny_llm.batching.windows import (
     Samples,
     batch_samples,
     count_windows,
-    to_int,
 )
+from tiny_llm.checks import check_int
 from tiny_llm.errors import IntegrityError
 
 Device = str | torch.device
@@ -88,7 +88,10 @@ def get_batch(
             few ids, `data` is not such an array, or its file was damaged.
     """
     data = check_data(data)
-    batch_size, seq_len = to_int("batch_size", batch_size), to_int("seq_len", seq_len)
+    batch_size, seq_len = (
+        check_int("batch_size", batch_size),
+        check_int("seq_len", seq_len),
+    )
     if seed is None:
         if (step, rank, world_size, num_samples, replace) != (0, 0, 1, None, True):
             raise ValueError(
@@ -149,7 +152,7 @@ def batches(
         IntegrityError (a ValueError): `data` has another fingerprint.
         ValueError: As of `get_batch`.
     """
-    start, prefetch = to_int("start", start, 0), to_int("prefetch", prefetch, 0)
+    start, prefetch = check_int("start", start, 0), check_int("prefetch", prefetch, 0)
     data = check_data(data)
     if fingerprint is not None and (found := fingerprint_of(data)) != fingerprint:
         raise IntegrityError(
@@ -158,7 +161,7 @@ def batches(
         )
     samples = batch_samples(batch_size, seed, 0, rank, world_size, num_samples, replace)
     # Now, and not in the loop, is said what is wrong with these.
-    _draw(data, to_int("seq_len", seq_len), align, samples)
+    _draw(data, check_int("seq_len", seq_len), align, samples)
     stride = int(world_size) * samples.num_rows
     before = start * stride if num_samples is None else int(num_samples)
     # Another thread may have another default GPU.

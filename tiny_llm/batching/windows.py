@@ -28,27 +28,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tiny_llm.checks import check_int
+
 Ints = npt.NDArray[np.int64]
 
 # Choices are drawn, and kept, for so many samples at a time.
 _BLOCK = 1024
 # An order of so many numbers or fewer is stored.
 _SHORT = 4096
-
-
-def to_int(name: str, value: object, at_least: int = 1) -> int:
-    """An argument as a Python integer, which no arithmetic can overflow.
-
-    Raises:
-        ValueError: It is no integer of at least `at_least`.
-    """
-    if type(value) is int and value >= at_least:
-        return value  # At once: a batch takes microseconds.
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f"{name} is {value!r}; give an integer of at least {at_least}")
-    if value < at_least:
-        raise ValueError(f"{name} is {value:,}; give at least {at_least}")
-    return int(value)
 
 
 def count_windows(num_tokens: int, seq_len: int) -> int:
@@ -101,10 +88,10 @@ def batch_samples(
     >>> batch_samples(8, 1337, 3, 1, 2, None, True)
     Samples(seed=1337, first=56, num_rows=8, replace=True)
     """
-    batch_size = to_int("batch_size", batch_size)
-    world_size = to_int("world_size", world_size)
-    seed, step = to_int("seed", seed, 0), to_int("step", step, 0)
-    rank = to_int("rank", rank, 0)
+    batch_size = check_int("batch_size", batch_size)
+    world_size = check_int("world_size", world_size)
+    seed, step = check_int("seed", seed, 0), check_int("step", step, 0)
+    rank = check_int("rank", rank, 0)
     if rank >= world_size:
         raise ValueError(f"rank is {rank} of world_size {world_size}; give a lower one")
     if not isinstance(replace, bool):
@@ -112,7 +99,7 @@ def batch_samples(
     if num_samples is None:
         num_samples = step * world_size * batch_size
     else:
-        num_samples = to_int("num_samples", num_samples, 0)
+        num_samples = check_int("num_samples", num_samples, 0)
         if step:
             raise ValueError(
                 f"step is {step} and num_samples {num_samples}, which both say how "
@@ -162,8 +149,8 @@ def window_starts(
         batch_size, seed, step, rank, world_size, num_samples, replace
     )
     num_tokens, seq_len = (
-        to_int("num_tokens", num_tokens, 0),
-        to_int("seq_len", seq_len),
+        check_int("num_tokens", num_tokens, 0),
+        check_int("seq_len", seq_len),
     )
     return draw_starts(num_tokens, seq_len, samples)
 
@@ -277,7 +264,7 @@ class Permutation:
 
     def __init__(self, n: int, *key: object) -> None:
         """Make the order of 0 .. n - 1 that belongs to a key."""
-        self.n = to_int("n", n)
+        self.n = check_int("n", n)
         self._columns = math.isqrt(n - 1) + 1
         self._rows = -(-n // self._columns)
         self._tables = []

