@@ -72,9 +72,12 @@ class BatchDataset(IterableDataset[Any]):
         )
 
 
-def _refuse_collated(x: torch.Tensor) -> None:
-    """Refuse what torch's default_collate makes of batches: it stacks them."""
-    if x.ndim != 2:
+def _refuse_collated(x: Any) -> None:
+    """Refuse what torch's default_collate makes of batches: it stacks them.
+
+    accelerate builds a batch of descriptions in place of tensors, which pass.
+    """
+    if isinstance(x, torch.Tensor) and x.ndim != 2:
         raise ValueError(
             f"DataLoader stacked whole batches to shape {tuple(x.shape)}; "
             "give DataLoader(..., batch_size=None)"
