@@ -256,7 +256,11 @@ def test_a_tokenizer_with_another_split_pattern_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "vocab_size", [256, 0, -1, (1 << 20) + 1, 300.0, "300", None, True]
+    "vocab_size",
+    [
+        *(256, 0, -1, (1 << 20) + 1, 300.0, "300", None, True),
+        pytest.param(10**5000, id="10**5000"),
+    ],
 )
 def test_an_impossible_vocab_size_is_refused(vocab_size):
     with pytest.raises(ConfigError, match="vocab_size is"):
