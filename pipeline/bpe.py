@@ -1,6 +1,7 @@
 """Stage bpe: learn a tokenizer from the first documents of the train split.
 
-Writes build/tokenizer.json, metrics and the counts of the merges.
+Writes build/tokenizer.json and build/tokenizer_config.json, metrics, and the counts of
+the merges.
 """
 
 from __future__ import annotations

@@ -77,6 +77,7 @@ def test_a_stage_says_in_one_line_what_it_wrote(workspace):
         "build/corpus/train.txt",
         "build/corpus/valid.txt",
         "build/tokenizer.json",
+        "build/tokenizer_config.json",
         "build/tokens/train.bin",
         "build/tokens/train.json",
         "build/tokens/valid.bin",
