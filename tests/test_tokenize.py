@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import tokenizers
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -265,6 +266,22 @@ def test_time_is_linear_in_a_document_without_whitespace():
         seconds[size] = time.perf_counter() - start
     # Ten times the text would take 100 times as long if time were quadratic.
     assert seconds[4_000_000] < 40 * seconds[400_000] + 0.5
+
+
+def test_equal_tokenizers_have_one_hash_and_a_repr_that_tells_them_apart(text):
+    one, same, other = train(text, 280), train(text, 280), train(text, 300)
+    assert one == same != other
+    assert one != "BPETokenizer"
+    assert len({one, same, other}) == 2
+    assert repr(one) == f"BPETokenizer(vocab_size=280, sha256={one.sha256[:8]}...)"
+
+
+def test_the_calls_of_tutorials_work(text):
+    tok = train(text, 280)
+    assert len(tok) == tok.vocab_size == 280
+    assert len(tok.merges) == 280 - 257
+    x = torch.from_numpy(tok.encode("The cat sat on the mat.").astype(np.int64))[None]
+    assert tok.decode(x[0].tolist()) == "The cat sat on the mat."
 
 
 def test_training_prints_nothing(capfd, text):

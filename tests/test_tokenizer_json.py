@@ -37,6 +37,7 @@ def change(value, place, new):
 def test_saved_tokenizer_loads_equal(tmp_path, tokenizer):
     tokenizer.save(tmp_path / "t.json")
     loaded = BPETokenizer.load(tmp_path / "t.json")
+    assert loaded == tokenizer
     assert loaded.merges == tokenizer.merges
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "t.json").read_bytes()
@@ -66,7 +67,7 @@ def test_auto_tokenizer_gives_our_ids_and_knows_eos(tmp_path, tokenizer, transfo
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert auto.eos_token == SEP.decode()
     assert auto.eos_token_id == tokenizer.separator_id
-    assert len(auto) == tokenizer.vocab_size
+    assert len(auto) == len(tokenizer)
     for sample in ADVERSARIAL:
         ids = tokenizer.encode(sample).tolist()
         assert auto(sample)["input_ids"] == ids

@@ -50,7 +50,8 @@ MAX_VOCAB_SIZE = 1 << 20
 class BPETokenizer:
     """A byte-level BPE tokenizer with the GPT-2 split pattern.
 
-    A new one has no merges and turns each byte into one id.
+    A new one has no merges and turns each byte into one id. Two are equal if they have
+    the same merges, and so give the same ids; `len` is the vocab size.
 
     Attributes:
         merges: Pairs of token bytes in order of merge rank.
@@ -65,6 +66,8 @@ class BPETokenizer:
     array([115, 258, 259, 256], dtype=uint16)
     >>> tokenizer.decode([115, 258, 259])
     'slow low'
+    >>> tokenizer
+    BPETokenizer(vocab_size=260, sha256=761dbf1b...)
     """
 
     def __init__(self, merges: Sequence[Merge] = ()) -> None:
@@ -98,6 +101,22 @@ class BPETokenizer:
         self.merge_counts: npt.NDArray[np.int64] | None = None
         self._file_bytes = format_merges(merges)
         self._engine = Engine(self._file_bytes)
+
+    def __repr__(self) -> str:
+        return (
+            f"BPETokenizer(vocab_size={self.vocab_size}, sha256={self.sha256[:8]}...)"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BPETokenizer):
+            return NotImplemented
+        return self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def __len__(self) -> int:
+        return self.vocab_size
 
     @property
     def vocab_size(self) -> int:
