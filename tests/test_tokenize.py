@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import wide_merges
 from tiny_llm.errors import ConfigError, InputError
-from tiny_llm.tokenize import BPETokenizer
+from tiny_llm.tokenize import BPETokenizer, explain_shortfall
 
 SEP = "<|endoftext|>"
 
@@ -282,6 +282,17 @@ def test_the_calls_of_tutorials_work(text):
     assert len(tok.merges) == 280 - 257
     x = torch.from_numpy(tok.encode("The cat sat on the mat.").astype(np.int64))[None]
     assert tok.decode(x[0].tolist()) == "The cat sat on the mat."
+
+
+@pytest.mark.parametrize(
+    ("more_text", "advice"),
+    [(True, "raise sample_mb"), (False, "use more text or a smaller vocab_size")],
+)
+def test_advice_on_a_small_vocab_fits_its_cause(more_text, advice):
+    line = explain_shortfall(5120, 3870, more_text)
+    assert line.endswith(
+        f"5,120 was asked for, but the sample has pairs for only 3,870: {advice}"
+    )
 
 
 def test_training_prints_nothing(capfd, text):

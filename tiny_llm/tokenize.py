@@ -39,6 +39,7 @@ __all__ = [
     "SEPARATOR_ID",
     "BPETokenizer",
     "check_vocab_size",
+    "explain_shortfall",
 ]
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
@@ -142,7 +143,7 @@ class BPETokenizer:
         """Learn merges from a sample, replacing the present ones.
 
         Sets `merges` and `merge_counts`. Merges that joined nothing are dropped, so
-        `vocab_size` may end up smaller than asked.
+        `vocab_size` may end up smaller than asked; `explain_shortfall` says why.
 
         Args:
             text: The sample. Separators end documents and take no part in merges.
@@ -261,6 +262,25 @@ def check_vocab_size(vocab_size: object) -> None:
         ConfigError: It is not.
     """
     check_int("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
+
+
+def explain_shortfall(asked: int, found: int, more_text: bool) -> str:
+    """Say why training gave a smaller vocab than asked for, and what to do.
+
+    Args:
+        asked: The vocab size asked for.
+        found: The vocab size after training.
+        more_text: Whether the file holds more text than the sample.
+
+    >>> explain_shortfall(512, 387, more_text=False)
+    'vocab_size 512 was asked for, but the sample has pairs for only 387: use more \
+text or a smaller vocab_size'
+    """
+    advice = "raise sample_mb" if more_text else "use more text or a smaller vocab_size"
+    return (
+        f"vocab_size {asked:,} was asked for, but the sample has pairs for only "
+        f"{found:,}: {advice}"
+    )
 
 
 def _to_bytes(text: str | bytes) -> bytes:
