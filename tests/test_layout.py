@@ -25,7 +25,7 @@ ARROWS = {
     "corpus": {"checks", "errors"},
     "download": {"atomic", "errors", "layout"},
     "tokenizer_json": {"atomic", "corpus", "errors"},
-    "engine": {"corpus"},
+    "engine": {"corpus", "tokenizer_json"},
     "tokenize": {
         "atomic",
         "checks",
