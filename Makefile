@@ -71,13 +71,13 @@ clean:  ## Delete everything built and installed, but not DVC's cache
 		"tiny_llm needs Python 3.10 or newer: make PYTHON=python3.12 repro")'
 	@echo 'Installing into .venv takes some minutes and 1.4 GB or more'
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --constraint requirements.lock --editable .
+	python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline]'
 	touch $@
 
 .venv/test.done: .venv/repro.done
-	python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,dev]'
 	touch $@
 
 .venv/bench.done: .venv/repro.done
-	python -m pip install --quiet --constraint requirements.lock --editable '.[bench]'
+	python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,bench]'
 	touch $@
