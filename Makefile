@@ -11,6 +11,10 @@ help:  ## List the targets
 repro: .venv/repro.done  ## Install, and run the pipeline with the values of params.yaml
 	dvc repro
 
+compare: .venv/repro.done  ## Compare vocab sizes: workspace, HEAD and its experiments
+	@dvc exp show --md --sort-by bpe.vocab_size --drop '.*' --keep \
+		'Experiment|bpe.vocab_size|.*encode-valid.json:bytes_per_token'
+
 train: repro  ## Train a small GPT on the tokens, or resume its training
 	python examples/train.py $(if $(wildcard build/train/checkpoint.pt),--resume)
 

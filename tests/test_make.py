@@ -1,4 +1,4 @@
-"""Makefile: checks fail when they should, and cover everything that CI checks."""
+"""Makefile: the table of experiments, and the checks."""
 
 import pytest
 
@@ -12,6 +12,32 @@ def clone(clone):
     for name in ("repro", "test"):
         (clone.path / ".venv" / f"{name}.done").touch()
     return clone
+
+
+def test_compare_shows_vocab_size_and_bytes_per_token_of_every_experiment(clone):
+    clone.dvc("exp", "run", "--name", "tiny", "-S", "bpe.vocab_size=300")
+    clone.dvc("exp", "run", "--queue", "--name", "waits", "-S", "bpe.vocab_size=600")
+    clone.set_param("vocab_size", 4096)
+    clone.dvc("repro")
+
+    table = clone.run("make", "compare").stdout
+    heads, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.strip().splitlines()
+    ]
+    assert heads[0] == "Experiment"
+    assert heads[1].endswith("valid.json:bytes_per_token")
+    assert heads[2:] == ["bpe.vocab_size"]
+    assert max(map(len, table.splitlines())) <= 88
+    vocab_sizes = {row[0].split(" ")[-1].strip("[]"): row[2] for row in rows}
+    assert vocab_sizes == {
+        "workspace": "4096",
+        "main": "4096",
+        "tiny": "300",
+        "waits": "600",
+    }
+    measured = {row[2]: float(row[1]) for row in rows if row[2] != "600"}
+    assert 1 < measured["300"] < measured["4096"] == 3.9699
 
 
 def test_an_outdated_picture_fails_the_check_until_it_is_drawn_again(clone):
