@@ -154,7 +154,7 @@ def packages_imported(*folders: str) -> set[str]:
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     modules = {name.split(".")[0] for path in paths for name in imported(path)}
     ours = {path.name for path in ROOT.iterdir() if path.is_dir()}
-    modules -= ours | sys.stdlib_module_names
+    modules -= ours | sys.stdlib_module_names | {"tomllib"}  # 3.10 has no tomllib.
     on_index = importlib.metadata.packages_distributions()
     return {on_index.get(module, [module])[0].lower() for module in modules}
 
