@@ -33,6 +33,7 @@ from typing_extensions import assert_type
 
 from tiny_llm import __version__
 from tiny_llm.batching import Mixture, batches, get_batch, load_token_array
+from tiny_llm.batching.sources import DeviceArray, JoinedArrays, TokenFile
 from tiny_llm.encoding import encode_file
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import Manifest
@@ -51,9 +52,16 @@ def encode(folder: Path) -> int:
 
 def train(path: Path, step: int) -> Iterator[tuple[int, Batch]]:
     ids = load_token_array(path)
+    joined = load_token_array([path, str(path)], access="random")
+    assert_type(ids, TokenFile)
+    assert_type(load_token_array("train"), TokenFile)
+    assert_type(joined, JoinedArrays)
+    assert_type(load_token_array(path, "cpu"), DeviceArray)
+    assert_type(load_token_array([path], device="cpu"), DeviceArray)
+    assert_type(len(ids), int)
     assert_type(get_batch(ids, 2, 4, seed=1, step=step), Batch)
     assert_type(get_batch("train", 2, 4), Batch)
-    mixture = Mixture([(ids, 0.7), (load_token_array([path, path]), 0.3)])
+    mixture = Mixture([(ids, 0.7), (joined, 0.3)])
     assert_type(get_batch(mixture, 2, 4, device="cpu"), Batch)
     assert_type(__version__, str)
     return batches(np.arange(100, dtype=np.uint16), 2, 4, seed=1, start=step)
