@@ -70,18 +70,20 @@ clean:  ## Delete everything built and installed, but not DVC's cache
 	rm -rf build .venv dvc_plots
 
 # One environment. `make test` and `make bench` add their tools to it.
+INSTALL = python -m pip install --quiet --constraint requirements.lock --editable
+
 .venv/repro.done: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit( \
 		"tiny_llm needs Python 3.10 or newer: make PYTHON=python3.12 repro")'
 	@echo 'Installing into .venv takes some minutes and 1.4 GB or more'
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline]'
+	$(INSTALL) '.[pipeline]'
 	touch $@
 
 .venv/test.done: .venv/repro.done
-	python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,dev]'
+	$(INSTALL) '.[pipeline,dev]'
 	touch $@
 
 .venv/bench.done: .venv/repro.done
-	python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,bench]'
+	$(INSTALL) '.[pipeline,bench]'
 	touch $@
