@@ -11,6 +11,8 @@ def clone(clone):
     (clone.path / ".venv").mkdir()
     for name in ("repro", "test"):
         (clone.path / ".venv" / f"{name}.done").touch()
+    for name in ("MAKEFLAGS", "MAKELEVEL"):  # `make test` may run this test.
+        clone.env.pop(name, None)
     return clone
 
 
