@@ -1,4 +1,4 @@
-"""Opening token files for batching: one, many, on a device, damaged, copied."""
+"""Kinds of data: files, arrays, tensors; damaged, joined, pickled."""
 
 import copy
 import mmap
@@ -23,24 +23,7 @@ from tiny_llm.batching import (
 )
 from tiny_llm.batching.loading import as_source
 from tiny_llm.batching.sources import DeviceArray, IdArray, JoinedArrays
-from tiny_llm.batching.windows import cut_windows
 from tiny_llm.tokens import read_manifest
-
-
-@settings(deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.booleans())
-def test_windows_equal_slices(num_extra, seq_len, batch_size, wide):
-    ids = np.arange(seq_len + num_extra).astype(np.uint32 if wide else np.uint16)
-    starts = np.random.default_rng(0).integers(0, num_extra, batch_size)
-    windows = cut_windows(ids, starts, seq_len)
-    assert windows.dtype == ids.dtype
-    expected = [ids[start : start + seq_len + 1].tolist() for start in starts]
-    assert windows.tolist() == expected
-
-
-def test_a_window_outside_the_array_is_refused():
-    with pytest.raises(IndexError):
-        cut_windows(np.arange(6, dtype=np.uint16), np.array([3]), 3)
 
 
 def join(*arrays):
@@ -221,23 +204,6 @@ def test_a_tensor_on_a_device_gives_the_same_batches(tmp_path, vocab_size):
     assert fingerprint(tensor) == fingerprint(data)
 
 
-def test_a_device_gets_ids_in_their_stored_width():
-    """The meta device computes shapes and dtypes alone, but takes the same path."""
-    ids = np.arange(1000, dtype=np.uint16)
-    for tensor in get_batch(ids, 4, 8, device="meta"):
-        assert tensor.device.type == "meta"
-        assert (tensor.shape, tensor.dtype) == ((4, 8), torch.int64)
-
-
-def test_a_batch_of_one_row_aliases_nothing():
-    ids = np.arange(10, dtype=np.uint16)
-    for data in (ids, torch.from_numpy(ids)):
-        x, y = get_batch(data, 1, 9, seed=0)
-        x.zero_()
-        assert y.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
-        assert ids.tolist() == list(range(10))
-
-
 @pytest.mark.parametrize(
     "tensor",
     [
@@ -277,8 +243,8 @@ def test_random_access_reads_no_more_than_the_windows(tmp_path):
             pytest.skip("this filesystem keeps pages that it was told to drop")
         ids = load_token_array(path, access="random")
         get_batch(ids, 4, 1000, seed=1)
-        # Two batches of 4 windows, each of 1 or 2 pages. The second is read ahead, which
-        # takes a moment; some filesystems read more at once. The file has 8,192 pages.
+        # Two batches of 4 windows, each of 1 or 2 pages; the second is read ahead, so
+        # it takes a moment. Some filesystems read more at once. The file has 8,192 pages.
         deadline = time.monotonic() + 10
         while num_resident_pages(file, num_ids * 2) < 8:
             assert time.monotonic() < deadline
