@@ -243,8 +243,8 @@ def test_random_access_reads_no_more_than_the_windows(tmp_path):
             pytest.skip("this filesystem keeps pages that it was told to drop")
         ids = load_token_array(path, access="random")
         get_batch(ids, 4, 1000, seed=1)
-        # Two batches of 4 windows, each of 1 or 2 pages; the second is read ahead, so
-        # it takes a moment. Some filesystems read more at once. The file has 8,192 pages.
+        # Two batches of 4 windows, each of 1 or 2 pages; the second, read ahead,
+        # takes a moment. Some filesystems read more at once. The file has 8,192 pages.
         deadline = time.monotonic() + 10
         while num_resident_pages(file, num_ids * 2) < 8:
             assert time.monotonic() < deadline
