@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.stage import progress_bar, read_param, run_stage
 from tiny_llm.atomic import atomic_link, atomic_write
-from tiny_llm.corpus import has_text, open_text, read_chunks
+from tiny_llm.corpus import open_text, require_text
 from tiny_llm.download import download, read_pins
 from tiny_llm.errors import ConfigError, InputError
 from tiny_llm.layout import CORPUS_DIR, SPLITS
@@ -55,11 +55,7 @@ def _copy_folder(folder: Path) -> None:
             raise InputError(
                 f"{path}: no such file; fetch.source must hold train.txt and valid.txt"
             )
-        if not any(map(has_text, read_chunks(path))):
-            raise InputError(
-                f"{path} holds no document, only {path.stat().st_size:,} bytes of "
-                "separators and white space; give a file with text in it"
-            )
+        require_text(path)
     for split, path in sources.items():
         with progress_bar(f"copy {split}", path.stat().st_size) as bar:
             _copy(path, CORPUS_DIR / f"{split}.txt", bar)
@@ -88,6 +84,7 @@ def _download_manifest(path: Path) -> None:
     for split, pin in read_pins(path).items():
         with progress_bar(f"download {split}", pin.size) as bar:
             cached = download(pin, on_progress=bar.update)
+        require_text(cached)
         target = CORPUS_DIR / f"{split}.txt"
         if not atomic_link(cached, target):
             with progress_bar(f"copy {split}", pin.size) as bar:

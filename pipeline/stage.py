@@ -7,11 +7,13 @@ exit status: 2 configuration, 3 bad input, 4 integrity or download, 5 resources.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,13 @@ def write_rank_plot(path: Path, counts: Sequence[int]) -> None:
     if counts:
         kept.append(len(counts))
     write_csv(path, ("rank", "count"), ((rank, counts[rank - 1]) for rank in kept))
+
+
+@contextlib.contextmanager
+def show_warnings(prog: str) -> Iterator[None]:
+    """Show warnings of the library as one line each on stderr, after the block."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        line = " ".join(str(warning.message).split())
+        sys.stderr.write(f"{prog}: warning: {line}\n")

@@ -1,5 +1,6 @@
 """Stages run one by one: bad input ends in one line, a status, and no outputs."""
 
+import gzip
 import hashlib
 import http.server
 import json
@@ -297,3 +298,24 @@ def test_a_manifest_is_downloaded_once_and_verified(workspace, text):
     manifest.write_text(json.dumps(pins))
     run_up_to(workspace, "fetch")  # From the cache: the server is gone.
     assert (workspace.path / "build" / "corpus" / "valid.txt").read_bytes() == text
+
+
+def test_a_source_that_is_not_plain_text_is_refused(workspace, text):
+    (workspace.source / "valid.txt").write_bytes(gzip.compress(text))
+    expect(workspace.stage("fetch"), 3, "valid.txt is a gzip file; decompress it")
+    assert built(workspace) == []
+
+
+def test_a_text_with_invalid_bytes_is_encoded_with_a_warning(workspace, text):
+    (workspace.source / "train.txt").write_bytes(b"caf\xe9 \xff\n" + text)
+    run_up_to(workspace, "bpe")
+    done = workspace.stage("encode", "train")
+    assert done.returncode == 0
+    warning, closing_line = done.stderr.splitlines()
+    assert warning.startswith(
+        "python -m pipeline encode: warning: build/corpus/train.txt contains invalid "
+        "UTF-8 (bytes: 2, first offset: 3); "
+    )
+    assert closing_line.startswith("wrote build/tokens/train.bin: ")
+    report = workspace.path / "reports" / "encode-train.json"
+    assert json.loads(report.read_bytes())["num_invalid_bytes"] == 2

@@ -73,12 +73,16 @@ class Engine:
         self._file_bytes = file_bytes
         self._idle: list[_Worker] = []
 
-    def encode(self, data: bytes) -> npt.NDArray[np.uint32]:
-        """Ids of any bytes, shape (n,); what is not UTF-8 becomes ids of its own."""
+    def encode(self, data: bytes) -> tuple[npt.NDArray[np.uint32], int]:
+        """Ids of any bytes, shape (n,), and how many bytes are not valid UTF-8.
+
+        Each of those becomes its own id.
+        """
         with self._borrow() as worker:
             if is_utf8(data):
-                return worker.encode(data)
-            return np.concatenate([worker.encode(p) for p in split_at_invalid(data)])
+                return worker.encode(data), 0
+            pieces = split_at_invalid(data)
+            return np.concatenate([worker.encode(p) for p in pieces]), len(pieces) // 2
 
     def decode(self, ids: npt.NDArray[np.uint32]) -> bytes:
         """Bytes of ids, shape (n,), that are known to be in the vocab."""
