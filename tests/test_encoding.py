@@ -281,8 +281,11 @@ def test_a_killed_run_leaves_the_old_pair_or_the_new(tokenizer, tmp_path, text):
         process.communicate()
         if (tmp_path / "out.json").exists():
             assert verify(target).num_bytes == source.stat().st_size
-        elif target.exists():  # Killed between the two renames: the ids are whole.
+        elif target.exists():  # Killed between the two renames, with complete ids.
             assert tokenizer.decode_bytes(np.fromfile(target, "<u2")) == text * 2000
+    encode_file(tokenizer, source, target)
+    names = ["in.txt", "out.bin", "out.json", "tokenizer.json"]
+    assert sorted(os.listdir(tmp_path)) == names  # What the killed runs left is gone.
 
 
 @needs_proc
