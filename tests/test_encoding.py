@@ -105,7 +105,7 @@ def test_a_file_without_a_document_is_refused_and_leaves_nothing(
     assert os.listdir(tmp_path) == ["in.txt"]
 
 
-def test_a_file_that_changes_meanwhile_is_refused(tokenizer, tmp_path, text):
+def test_a_file_that_changes_while_it_is_read_is_refused(tokenizer, tmp_path, text):
     def grow(_):
         with (tmp_path / "in.txt").open("ab") as file:
             file.write(b"more")
@@ -188,7 +188,9 @@ def test_a_long_text_without_separators_is_encoded_with_a_warning(
         b'{"a":' * 3000,
     ],
 )
-def test_text_with_braces_is_no_json_lines(tokenizer, tmp_path, content, chunk_bytes):
+def test_text_with_braces_is_not_taken_for_json_lines(
+    tokenizer, tmp_path, content, chunk_bytes
+):
     encode(tokenizer, tmp_path, content, chunk_bytes=chunk_bytes)  # Without a warning.
 
 

@@ -27,10 +27,10 @@ if sys.platform != "win32":
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary file that becomes `path` when the block ends well.
+    """Open a temporary file that becomes `path` when the block succeeds.
 
     The file is flushed to disk before it is renamed; an exception inside the
-    block deletes it and leaves `path` as it was. Missing folders are made, and
+    block deletes it and leaves `path` as it was. Missing folders are created, and
     temporary files that killed writers of `path` left behind are removed.
 
     Raises:
@@ -56,7 +56,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def part_path(target: Path) -> Path:
-    """A new name beside a file. Process ids would be equal in two containers."""
+    """Return a new name beside a file. Two containers may have equal process ids."""
     return target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
 
 
@@ -102,7 +102,8 @@ def atomic_link(source: Path, target: Path) -> bool:
     """Give a file a second name, replacing the file that had that name.
 
     Returns:
-        Whether it worked; not every filesystem can, and none across two of them.
+        Whether it worked: some filesystems have no hard links, and no link leads
+        from one filesystem to another.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
@@ -112,7 +113,7 @@ def atomic_link(source: Path, target: Path) -> bool:
             os.link(source, part)
         except OSError:
             return False
-        # Another run that finds the link unlocked may remove it: then try again.
+        # The link is not locked, so another run may remove it: then try again.
         with contextlib.suppress(FileNotFoundError):
             os.replace(part, target)
             part.unlink(missing_ok=True)  # Renaming onto itself leaves both names.
@@ -132,7 +133,7 @@ def explain_full_disk(error: OSError, target: Path, part: Path) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """Readable JSON with a newline at the end."""
+    """Return readable JSON with a newline at the end."""
     return json.dumps(value, indent=2).encode() + b"\n"
 
 
