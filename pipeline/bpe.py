@@ -5,20 +5,14 @@ Writes build/tokenizer.json, metrics and the counts of the merges.
 
 from __future__ import annotations
 
-import argparse
-
-from pipeline.stage import (
-    read_param,
-    run_stage,
-    write_rank_plot,
-)
+from pipeline.stage import read_param, write_rank_plot
 from tiny_llm.atomic import write_json
 from tiny_llm.corpus import read_sample, sample_bytes
 from tiny_llm.layout import CORPUS_DIR, REPORTS_DIR, TOKENIZER_PATH
 from tiny_llm.tokenize import BPETokenizer, check_vocab_size
 
 
-def learn() -> str:
+def run() -> str:
     """Train on the sample that params.yaml asks for."""
     vocab_size = read_param("bpe", "vocab_size")
     check_vocab_size(vocab_size)
@@ -51,10 +45,3 @@ def learn() -> str:
             "raise bpe.sample_mb or use more text"
         )
     return line
-
-
-if __name__ == "__main__":
-    run_stage(
-        argparse.ArgumentParser(prog="python -m pipeline.bpe", description=__doc__),
-        learn,
-    )

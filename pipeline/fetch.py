@@ -6,7 +6,6 @@ of pinned downloads (YAML: url, size in bytes and sha256 of each split).
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.stage import progress_bar, read_param, run_stage
+from pipeline.stage import progress_bar, read_param
 from tiny_llm.atomic import atomic_link, atomic_write
 from tiny_llm.corpus import has_text, open_text, read_chunks
 from tiny_llm.download import download, read_pins
@@ -24,7 +23,7 @@ from tiny_llm.layout import CORPUS_DIR, SPLITS
 _COPY_BYTES = 32 << 20
 
 
-def fetch() -> str:
+def run() -> str:
     """Bring both splits from the source that params.yaml names."""
     name = read_param("fetch", "source")
     if not isinstance(name, str) or not name:
@@ -92,10 +91,3 @@ def _download_manifest(path: Path) -> None:
         if not atomic_link(cached, target):
             with progress_bar(f"copy {split}", pin.size) as bar:
                 _copy(cached, target, bar)
-
-
-if __name__ == "__main__":
-    run_stage(
-        argparse.ArgumentParser(prog="python -m pipeline.fetch", description=__doc__),
-        fetch,
-    )

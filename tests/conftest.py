@@ -95,7 +95,7 @@ class Clone:
     def stage(self, name, *arguments, **env):
         """Run a stage directly; returns what it did, whatever its exit status."""
         return self.run(
-            sys.executable, "-m", f"pipeline.{name}", *arguments, check=False, **env
+            sys.executable, "-m", "pipeline", name, *arguments, check=False, **env
         )
 
     def git(self, *arguments):
@@ -149,7 +149,7 @@ def built_clone(fresh_clone, tmp_path_factory) -> Clone:
 
 @pytest.fixture
 def clone(built_clone, tmp_path) -> Clone:
-    """A clone of one's own, already built."""
+    """A built clone that a test may change."""
     return built_clone.copy(tmp_path / "clone")
 
 
@@ -157,6 +157,54 @@ def clone(built_clone, tmp_path) -> Clone:
 def corpus_text() -> bytes:
     """The train split of the built-in corpus."""
     return (ROOT / "data" / "train.txt").read_bytes()
+
+
+@pytest.fixture
+def workspace(fresh_clone, tmp_path, text) -> Clone:
+    """The code without its corpus, and its own source folder."""
+    path = tmp_path / "workspace"
+    for name in ("tiny_llm", "pipeline"):
+        shutil.copytree(fresh_clone.path / name, path / name)
+    shutil.copy(fresh_clone.path / "params.yaml", path)
+    source = tmp_path / "my stories"
+    source.mkdir()
+    for split in ("train", "valid"):
+        (source / f"{split}.txt").write_bytes(text)
+    (tmp_path / "home").mkdir()
+    workspace = Clone(path, tmp_path / "home")
+    workspace.source = source
+    workspace.set_param("source", f'"{source}"')
+    return workspace
+
+
+def built(workspace) -> list[str]:
+    """What the stages left behind."""
+    return sorted(
+        str(path.relative_to(workspace.path))
+        for name in ("build", "reports")
+        for path in (workspace.path / name).rglob("*")
+        if path.is_file()
+    )
+
+
+def expect(done, status, *words):
+    """One readable line, the right exit status, and no traceback."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert "error: " in line
+    for word in words:
+        assert word in line
+    assert "Traceback" not in line
+
+
+def run_up_to(workspace, name):
+    for stage in (["fetch"], ["bpe"], ["encode", "train"], ["encode", "valid"]):
+        done = workspace.stage(*stage)
+        assert done.returncode == 0, done.stderr
+        if stage[0] == name:
+            return done
+    return done
 
 
 def wide_merges() -> list[tuple[bytes, bytes]]:

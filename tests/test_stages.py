@@ -4,62 +4,13 @@ import hashlib
 import http.server
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from tests.conftest import SEP, Clone
-
-
-@pytest.fixture
-def workspace(fresh_clone, tmp_path, text) -> Clone:
-    """The code without its corpus, and a source folder of one's own."""
-    path = tmp_path / "workspace"
-    for name in ("tiny_llm", "pipeline"):
-        shutil.copytree(fresh_clone.path / name, path / name)
-    shutil.copy(fresh_clone.path / "params.yaml", path)
-    source = tmp_path / "my stories"
-    source.mkdir()
-    for split in ("train", "valid"):
-        (source / f"{split}.txt").write_bytes(text)
-    (tmp_path / "home").mkdir()
-    workspace = Clone(path, tmp_path / "home")
-    workspace.source = source
-    workspace.set_param("source", f'"{source}"')
-    return workspace
-
-
-def built(workspace) -> list[str]:
-    """What the stages left behind."""
-    return sorted(
-        str(path.relative_to(workspace.path))
-        for name in ("build", "reports")
-        for path in (workspace.path / name).rglob("*")
-        if path.is_file()
-    )
-
-
-def expect(done, status, *words):
-    """One readable line, the right exit status, and no traceback."""
-    assert done.returncode == status, done.stderr
-    assert done.stdout == ""
-    [line] = done.stderr.splitlines()
-    assert "error: " in line
-    for word in words:
-        assert word in line
-    assert "Traceback" not in line
-
-
-def run_up_to(workspace, name):
-    for stage in (["fetch"], ["bpe"], ["encode", "train"], ["encode", "valid"]):
-        done = workspace.stage(*stage)
-        assert done.returncode == 0, done.stderr
-        if stage[0] == name:
-            return done
-    return done
+from tests.conftest import SEP, built, expect, run_up_to
 
 
 def test_a_stage_says_in_one_line_what_it_wrote(workspace):
@@ -96,7 +47,21 @@ def test_a_stage_says_in_one_line_what_it_wrote(workspace):
 def test_every_stage_explains_itself(workspace, name):
     done = workspace.stage(name, "--help")
     assert done.returncode == 0
-    assert f"python -m pipeline.{name}" in done.stdout
+    assert f"python -m pipeline {name}" in done.stdout
+
+
+def test_the_help_of_the_pipeline_lists_its_stages(workspace):
+    done = workspace.stage("--help")
+    assert done.returncode == 0
+    for name in ("fetch", "bpe", "encode SPLIT", "verify"):
+        assert f"\n    {name} " in done.stdout
+    without = workspace.run(sys.executable, "-m", "pipeline", check=False)
+    assert (without.returncode, without.stderr) == (2, done.stdout)
+
+
+@pytest.mark.parametrize("name", ["train", "stage", "tinystories.yaml", "../setup"])
+def test_what_is_not_a_stage_is_refused(workspace, name):
+    expect(workspace.stage(name), 2, f"there is no stage '{name}'", "--help")
 
 
 def test_metrics_say_what_was_made(workspace, text):
@@ -157,8 +122,25 @@ def test_a_missing_parameter_is_named(workspace):
     (workspace.path / "params.yaml").write_text("bpe:\n")
     expect(workspace.stage("fetch"), 2, "params.yaml lacks fetch.source")
     expect(workspace.stage("bpe"), 2, "params.yaml lacks bpe.vocab_size")
+
+
+@pytest.mark.parametrize(
+    "command", ["fetch", "bpe", "encode train", "encode valid", "verify"]
+)
+def test_another_folder_is_named_in_the_same_way_by_every_stage(workspace, command):
     (workspace.path / "params.yaml").unlink()
-    expect(workspace.stage("bpe"), 2, "no params.yaml here")
+    done = workspace.stage(*command.split())
+    expect(done, 2, f"no params.yaml in {workspace.path}; run it in the repository")
+
+
+@pytest.mark.parametrize(
+    "command", ["fetch", "bpe", "encode train", "encode valid", "verify"]
+)
+def test_a_python_without_the_packages_says_how_to_get_them(workspace, command):
+    done = workspace.run(
+        sys.executable, "-S", "-m", "pipeline", *command.split(), check=False
+    )
+    expect(done, 2, "lacks the packages", "`make repro`", "`. .venv/bin/activate`")
 
 
 def test_a_source_folder_without_a_split_is_refused(workspace):
@@ -237,7 +219,7 @@ def test_a_disk_that_refuses_to_grow_a_file_is_named(workspace, stage, text):
     done = workspace.run(
         "bash",
         "-c",
-        f"ulimit -f 1; exec {sys.executable} -m pipeline.{stage}",
+        f"ulimit -f 1; exec {sys.executable} -m pipeline {stage}",
         check=False,
     )
     expect(done, 5, "build/", "File too large")
@@ -246,7 +228,7 @@ def test_a_disk_that_refuses_to_grow_a_file_is_named(workspace, stage, text):
 
 def test_two_runs_of_one_stage_leave_one_whole_result(workspace):
     run_up_to(workspace, "bpe")
-    command = [sys.executable, "-m", "pipeline.encode", "train"]
+    command = [sys.executable, "-m", "pipeline", "encode", "train"]
     runs = [
         subprocess.Popen(command, cwd=workspace.path, stderr=subprocess.DEVNULL)
         for _ in range(3)

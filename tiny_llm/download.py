@@ -20,11 +20,11 @@ import platformdirs
 import requests
 import requests.adapters
 import urllib3.util
-import yaml
 
 from tiny_llm.atomic import explain_full_disk
 from tiny_llm.errors import ConfigError, IntegrityError
 from tiny_llm.layout import SPLITS
+from tiny_llm.yaml_file import read_yaml
 
 _BLOCK_BYTES = 1 << 16
 _CONNECT_TIMEOUT_S = 20
@@ -54,10 +54,7 @@ def read_pins(path: str | os.PathLike[str]) -> dict[str, Pin]:
     Raises:
         ConfigError: It is not such a file; names the split at fault.
     """
-    try:
-        manifest = yaml.safe_load(Path(path).read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not plain YAML: {error}") from error
+    manifest = read_yaml(path)
     pins = {}
     for split in SPLITS:
         try:
