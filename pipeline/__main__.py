@@ -60,6 +60,8 @@ def _run_stage(name: str, *arguments: str) -> int:
 
 
 def _work(stage: ModuleType, options: dict[str, str]) -> int:
+    import errno
+
     from tiny_llm.errors import ConfigError, InputError, IntegrityError, ResourceError
 
     try:
@@ -70,10 +72,12 @@ def _work(stage: ModuleType, options: dict[str, str]) -> int:
         return _fail(str(error), error.exit_status)
     except MemoryError:
         return _fail("out of memory; free some and run again", 5)
-    except PermissionError as error:
-        return _fail(f"{error}; make it writable, or work in a copy of your own", 5)
     except OSError as error:
-        return _fail(str(error), 5)
+        is_locked = isinstance(error, PermissionError) or error.errno == errno.EROFS
+        remedy = (
+            "; make it writable, or work in a copy of your own" if is_locked else ""
+        )
+        return _fail(f"{error}{remedy}", 5)
     except KeyboardInterrupt as error:
         number = next(iter(error.args), signal.SIGINT)
         return _fail(_explain_signal(number), 128 + number)

@@ -1,10 +1,13 @@
 """What several tests share: a tiny corpus, and a fresh clone of this repository."""
 
+import contextlib
+import http.server
 import os
 import shutil
 import string
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +208,32 @@ def run_up_to(workspace, name):
         if stage[0] == name:
             return done
     return done
+
+
+@contextlib.contextmanager
+def serve_folder(folder: Path):
+    """Serve files on the loopback interface; yields the URL and the paths asked for."""
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def wide_merges() -> list[tuple[bytes, bytes]]:

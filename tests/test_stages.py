@@ -1,16 +1,14 @@
 """Stages run one by one: bad input ends in one line, a status, and no outputs."""
 
 import hashlib
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
-from tests.conftest import SEP, built, expect, run_up_to
+from tests.conftest import SEP, built, expect, run_up_to, serve_folder
 
 
 def test_a_stage_says_in_one_line_what_it_wrote(workspace):
@@ -95,7 +93,11 @@ def test_metrics_say_what_was_made(workspace, text):
         ("source", "gone", "fetch", 3, ["no folder or file gone"]),
         ("source", "3", "fetch", 2, ["fetch.source is 3"]),
         ("source", "", "fetch", 2, ["fetch.source is None"]),
-        ("source", "params.yaml", "fetch", 2, ["train needs url"]),
+        ("source", "params.yaml", "fetch", 2, ["params.yaml: train needs url"]),
+        ("source", "params.yaml", "fetch", 2, ["or the folder that holds your train"]),
+        ("source", "~/stories", "fetch", 2, ["~/stories", "nor params.yaml expands ~"]),
+        ("source", "~/stories", "fetch", 2, ["give the absolute path, /", "/stories"]),
+        ("source", "https://me:secret@x.org", "fetch", 2, ["URL https://***@x.org"]),
         ("source", "!!python/object/apply:os.getcwd []", "fetch", 2, ["plain YAML"]),
         ("vocab_size", "256", "bpe", 2, ["vocab_size is 256", "257"]),
         ("vocab_size", "2000000", "bpe", 2, ["vocab_size is 2,000,000", "1,048,576"]),
@@ -147,6 +149,26 @@ def test_a_source_folder_without_a_split_is_refused(workspace):
     (workspace.source / "valid.txt").unlink()
     expect(workspace.stage("fetch"), 3, "valid.txt", "must hold train.txt and valid")
     assert built(workspace) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"Once there was a cat.\n", b'Ben: "hi": no\n', b"\xff\xfe", b"a b. " * 100_000],
+    ids=["plain", "not YAML", "not UTF-8", "large"],
+)
+def test_a_text_file_as_source_is_told_to_be_in_a_folder(workspace, content):
+    (workspace.path / "stories.txt").write_bytes(content)
+    workspace.set_param("source", "stories.txt")
+    done = workspace.stage("fetch")
+    expect(done, 2, "stories.txt", "the folder that holds your train.txt and valid.txt")
+    assert built(workspace) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs Linux's /sys")
+def test_a_folder_that_is_read_only_is_named_with_a_remedy(workspace):
+    """Nobody can make files in /sys, root included."""
+    (workspace.path / "build").symlink_to("/sys/kernel")
+    expect(workspace.stage("fetch"), 5, "build/corpus", "or work in a copy of your own")
 
 
 def test_an_empty_source_is_refused(workspace):
@@ -246,23 +268,13 @@ def test_the_source_is_copied_byte_for_byte_and_left_alone(workspace, text):
     assert not os.path.samefile(copy, workspace.source / "train.txt")
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 def test_a_manifest_is_downloaded_once_and_verified(workspace, text):
-    def handler(*args):
-        return QuietHandler(*args, directory=str(workspace.source))
-
     manifest = workspace.path / "pins.yaml"
     workspace.set_param("source", "pins.yaml")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
+    with serve_folder(workspace.source) as (url, _):
         pins = {
             split: {
-                "url": f"http://127.0.0.1:{server.server_port}/{split}.txt",
+                "url": f"{url}/{split}.txt",
                 "size": len(text),
                 "sha256": hashlib.sha256(text).hexdigest(),
             }
@@ -273,8 +285,6 @@ def test_a_manifest_is_downloaded_once_and_verified(workspace, text):
         pins["valid"]["sha256"] = "0" * 64
         manifest.write_text(json.dumps(pins))
         expect(workspace.stage("fetch"), 4, "valid.txt: got sha256", "not 0000")
-        server.shutdown()
-        thread.join()
     pins["valid"]["sha256"] = pins["train"]["sha256"]
     manifest.write_text(json.dumps(pins))
     run_up_to(workspace, "fetch")  # From the cache: the server is gone.

@@ -11,6 +11,7 @@ import yaml
 from tiny_llm.atomic import atomic_write
 from tiny_llm.errors import ConfigError, InputError
 
+_MAX_BYTES = 1 << 18  # A larger file is data that was given by mistake.
 _MAX_INT_BITS = 64  # Longer integers break code that prints or packs them.
 
 
@@ -65,6 +66,8 @@ def set_number(
 def _read_text(path: str | os.PathLike[str]) -> str:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
+    if (size := Path(path).stat().st_size) > _MAX_BYTES:
+        raise ConfigError(f"{path} is not plain YAML: it has {size:,} bytes")
     try:
         return Path(path).read_bytes().decode()
     except UnicodeDecodeError as error:
