@@ -4,6 +4,8 @@ import csv
 import hashlib
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +133,51 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole_run, tokens, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_run_may_train_longer_than_planned(whole_run, tokens, tmp_path):
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    printed = finish(start(tokens, tmp_path, resume=True, num_steps=240))
+    assert printed.splitlines()[0] == (
+        "num_steps: 200 -> 240; from step 201 on, the learning rate follows the longer "
+        "schedule, unlike in a run planned for it from the start"
+    )
+    before, after = read_trace(whole_run), read_trace(tmp_path)
+    assert after[:200] == before
+    assert [int(row["step"]) for row in after] == list(range(240))
+    assert load(tmp_path)["config"] == RUN | {"num_steps": 240}
+    for row in after[200:]:
+        step = int(row["step"])
+        x, _ = get_batch(tokens / "train.bin", 8, 16, seed=7, step=step, replace=False)
+        digest = hashlib.sha256(x.numpy().tobytes()).hexdigest()
+        assert row["batch_sha256"] == digest[:12]
+    # The new number of steps is now part of the run.
+    assert "num_steps:" not in finish(start(tokens, tmp_path, resume=True))
+
+
+def test_the_same_number_of_steps_changes_nothing(whole_run, tokens, tmp_path):
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    printed = finish(start(tokens, tmp_path, resume=True, num_steps=200))
+    assert "num_steps:" not in printed
+    for name in ("loss.csv", "checkpoint.pt"):
+        assert (tmp_path / name).read_bytes() == (whole_run / name).read_bytes()
+
+
+def test_a_run_cannot_become_shorter(refuse, begun):
+    status, line = refuse(begun, resume=True, num_steps=100)
+    assert status == 2
+    assert "num_steps is 100, but the run was planned for 200" in line
+
+
+def test_every_option_has_a_help_text(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        train.main()
+    options = capsys.readouterr().out.split("options:")[1]
+    for entry in re.split(r"\n  (?=-)", options)[1:]:
+        name, *text = re.split(r"\n {24}|  +", entry.strip(), maxsplit=1)
+        assert text, name
+        assert len(text[0]) > 5
+
+
 def test_two_ranks_take_the_samples_of_one_and_learn_the_same(tokens, tmp_path):
     options = RUN | {"num_steps": 30}
     alone = start(tokens, tmp_path / "one", **options)
@@ -181,7 +228,7 @@ def test_other_data_is_refused(refuse, begun, corpus_text):
 def test_options_that_contradict_the_checkpoint_are_refused(refuse, begun):
     status, line = refuse(begun, resume=True, seed=7, lr=0.02)
     assert status == 2
-    assert "lr is 0.02, the run began with 0.003" in line
+    assert "lr is 0.02, but the run began with 0.003" in line
 
 
 def test_a_run_is_not_overwritten(refuse, begun):
