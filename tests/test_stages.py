@@ -19,13 +19,14 @@ def test_a_stage_says_in_one_line_what_it_wrote(workspace):
     assert all(line.count("\n") == 1 for line in lines)
     assert lines[0].startswith("wrote build/corpus/train.txt: ")
     assert lines[1].startswith("wrote build/tokenizer.json: vocab_size ")
-    assert "4,096 were asked for, but the sample has no more pairs" in lines[1]
+    assert "vocab_size 4,096 was asked for, but the sample has pairs for" in lines[1]
     assert lines[2].startswith("wrote build/tokens/train.bin: ")
     assert lines[3].endswith(" bytes/token\n")
     assert built(workspace) == [
         "build/corpus/train.txt",
         "build/corpus/valid.txt",
         "build/tokenizer.json",
+        "build/tokenizer_config.json",
         "build/tokens/train.bin",
         "build/tokens/train.json",
         "build/tokens/valid.bin",
@@ -39,6 +40,13 @@ def test_a_stage_says_in_one_line_what_it_wrote(workspace):
         "reports/token_frequency-train.csv",
         "reports/token_frequency-valid.csv",
     ]
+
+
+def test_advice_on_a_small_vocab_fits_the_sample(workspace):
+    run_up_to(workspace, "fetch")
+    assert workspace.stage("bpe").stderr.endswith("or a smaller vocab_size\n")
+    workspace.set_param("sample_mb", 0.0001)
+    assert workspace.stage("bpe").stderr.endswith(": raise sample_mb\n")
 
 
 @pytest.mark.parametrize("name", ["fetch", "bpe", "encode", "verify"])
