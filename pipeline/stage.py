@@ -32,7 +32,7 @@ def read_param(section: str, name: str) -> Any:
 
 
 def progress_bar(label: str, num_bytes: int) -> tqdm[Any]:
-    """A bar on stderr for work of more than a second; sparse lines in a log file."""
+    """A bar on stderr once the work takes a second; every 30 s in a log file."""
     return tqdm(
         desc=label,
         total=num_bytes,
@@ -56,9 +56,9 @@ def write_csv(
 
 
 def write_rank_plot(path: Path, counts: Sequence[int]) -> None:
-    """Write counts against their rank (from 1), few enough for a log-log plot.
+    """Write counts by rank, from rank 1, thinned out for a log-log plot.
 
-    Above rank 100 only ranks 1% apart are kept, and the last.
+    Above rank 100, only ranks 1% apart and the last one are kept.
     """
     ranks = itertools.accumulate(
         itertools.repeat(1), lambda rank, _: max(rank + 1, rank * 101 // 100)

@@ -1,7 +1,7 @@
 """Check every byte of the pipeline's token files against their manifests.
 
-Not a stage: run it when you doubt a disk or a copy. Names the damaged blocks, and
-ends with status 4 if there are any.
+Not a stage of dvc.yaml: run it when you suspect a disk or a copy. Damaged blocks are
+named and give exit status 4.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tiny_llm.tokens import verify
 
 
 def run() -> str:
-    """Verify both splits, and that build/tokenizer.json made them."""
+    """Verify both splits, and that build/tokenizer.json made their ids."""
     sha256 = BPETokenizer.load(TOKENIZER_PATH).sha256
     manifests = {split: verify(TOKENS_DIR / f"{split}.bin", sha256) for split in SPLITS}
     return "verified " + ", ".join(

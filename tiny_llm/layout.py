@@ -1,6 +1,6 @@
 """Where a checkout of this repository keeps what its pipeline reads and makes.
 
-All paths but that of the checkout itself are relative to it, as stages run there.
+Paths are relative to the root of the checkout, where the stages run.
 """
 
 from __future__ import annotations
