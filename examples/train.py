@@ -55,7 +55,7 @@ def option(default: float, text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What fixes a run, kept in its checkpoint. Each field is an option."""
+    """All that determines a run, kept in its checkpoint. Each field is an option."""
 
     num_steps: int = option(200, "optimizer steps; with --resume, train up to this one")
     batch_size: int = option(16, "windows per step, of all ranks together")
@@ -92,23 +92,23 @@ class GPT(nn.Module):
             config.width,
             config.num_heads,
             dim_feedforward=4 * config.width,
-            dropout=0.0,  # So there is no random state to save.
+            dropout=0.0,  # No random state to save.
             activation="gelu",
             batch_first=True,
             norm_first=True,
             bias=False,
         )
-        # PyTorch calls it an encoder; under a causal mask it is the decoder of a GPT.
+        # PyTorch calls this an encoder; with a causal mask it is a GPT's decoder.
         norm = nn.LayerNorm(config.width, bias=False)
         self.blocks = nn.TransformerEncoder(
             block, config.num_layers, norm, enable_nested_tensor=False
         )
-        for weight in self.parameters():  # Until here the blocks are copies of one.
+        for weight in self.parameters():  # So far the blocks are copies of one.
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=0.5 * config.width**-0.5)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits of the id after each, shape (B, T, V), for ids of shape (B, T)."""
+        """Return logits of the next id, shape (B, T, V), for ids of shape (B, T)."""
         seq_len = ids.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(seq_len, ids.device)
         x = self.tokens(ids) + self.positions.weight[:seq_len]
@@ -134,7 +134,7 @@ def token_paths(folder: Path) -> list[Path]:
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensors of all ranks on the CPU, joined along their first dimension."""
+    """Gather the tensors of all ranks, join them along dimension 0, move to the CPU."""
     parts = [tensor]
     if WORLD_SIZE > 1:
         parts = [torch.empty_like(tensor) for _ in range(WORLD_SIZE)]
@@ -194,7 +194,7 @@ def train(config: Config, saved: dict[str, Any], paths: argparse.Namespace) -> G
             valid_loss = sum(losses) / NUM_VALID_BATCHES
             trace[-1] += repr(valid_loss)
             report += f"  valid loss {valid_loss:.3f}"
-            # The trace first: once the last checkpoint is there, nothing is left to do.
+            # Trace first: a run with its last checkpoint has nothing left to do.
             with atomic_write(paths.out / "loss.csv") as file:
                 file.write("\n".join([*trace, ""]).encode())
             checkpoint = {
@@ -237,7 +237,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def merge_config(given: dict[str, Any], saved: dict[str, Any]) -> Config:
-    """The config of a run: what its checkpoint says, and num_steps if it grows."""
+    """Take the config from the checkpoint, if any; only num_steps may grow."""
     config = Config(**(saved | given))
     for name in given.keys() & saved.keys() - {"num_steps"}:
         if given[name] != saved[name]:

@@ -8,10 +8,14 @@ A fault that the user can fix ends in one line on stderr and an exit status:
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable
-from types import ModuleType
+
+try:
+    import signal
+    from collections.abc import Callable
+    from types import ModuleType
+except KeyboardInterrupt:  # Earlier still, it is Python itself that ends.
+    os._exit(130)
 
 _PROGRAM = "python -m pipeline"
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}

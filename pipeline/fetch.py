@@ -90,13 +90,13 @@ def _copy(source: Path, target: Path, bar: tqdm[Any]) -> None:
             ):
                 bar.update(copied)
         except (AttributeError, OSError):
-            # This system cannot, or not between these two filesystems.
+            # Not supported on this system, or not between these filesystems.
             reader.seek(writer.seek(0, os.SEEK_END))
             shutil.copyfileobj(reader, writer, _COPY_BYTES)
 
 
 def _download_manifest(path: Path) -> None:
-    """Download both splits to the user's cache folder, and link them from there."""
+    """Download both splits to the user's cache folder and hard-link or copy them."""
     for split, pin in read_pins(path).items():
         with progress_bar(f"download {split}", pin.size) as bar:
             cached = download(pin, on_progress=bar.update)

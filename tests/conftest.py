@@ -1,4 +1,4 @@
-"""What several tests share: a tiny corpus, and a fresh clone of this repository."""
+"""Shared by several tests: a tiny corpus, and a fresh clone of this repository."""
 
 import contextlib
 import http.server
@@ -26,7 +26,7 @@ STORIES = [
     "",
 ]
 
-# A child's ru_maxrss begins with its parent's, so the peak is read from Linux itself.
+# A child's ru_maxrss starts at its parent's, so read the peak from /proc instead.
 PRINT_PEAK_KIB = (
     "\nprint(*[line.split()[1] for line in open('/proc/self/status') "
     "if line.startswith('VmHWM')])\n"
@@ -43,7 +43,7 @@ def text() -> bytes:
 
 
 def save_tokens(path, ids, vocab_size=300, tokenizer_sha256=""):
-    """Write ids as a token file with a manifest; 256 is the separator."""
+    """Write ids as a token file with a manifest; the separator is id 256."""
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     ids = np.array(ids, dtype=dtype)
     with write_tokens(
@@ -53,7 +53,7 @@ def save_tokens(path, ids, vocab_size=300, tokenizer_sha256=""):
         tokenizer_sha256=tokenizer_sha256,
     ) as writer:
         writer.append(ids)
-        # A last document that lacks its separator counts too.
+        # A last document without a separator counts too.
         writer.num_documents += int(len(ids) > 0 and ids[-1] != 256)
     return path
 
@@ -96,7 +96,7 @@ class Clone:
         return self.run(sys.executable, "-m", "dvc", *arguments, **options)
 
     def stage(self, name, *arguments, **env):
-        """Run a stage directly; returns what it did, whatever its exit status."""
+        """Run a stage without DVC; a failure does not raise."""
         return self.run(
             sys.executable, "-m", "pipeline", name, *arguments, check=False, **env
         )
@@ -120,7 +120,7 @@ class Clone:
 
 @pytest.fixture(scope="session")
 def fresh_clone(tmp_path_factory) -> Clone:
-    """This working tree as a clone would have it: only what git tracks, one commit."""
+    """A clone of this working tree: only the files that git tracks, in one commit."""
     base = tmp_path_factory.mktemp("session")
     path, home = base / "clone", base / "home"
     home.mkdir()
@@ -181,7 +181,7 @@ def workspace(fresh_clone, tmp_path, text) -> Clone:
 
 
 def built(workspace) -> list[str]:
-    """What the stages left behind."""
+    """The files that stages have written."""
     return sorted(
         str(path.relative_to(workspace.path))
         for name in ("build", "reports")
@@ -191,7 +191,7 @@ def built(workspace) -> list[str]:
 
 
 def expect(done, status, *words):
-    """One readable line, the right exit status, and no traceback."""
+    """Check for one readable line, the right exit status, and no traceback."""
     assert done.returncode == status, done.stderr
     assert done.stdout == ""
     [line] = done.stderr.splitlines()
@@ -237,7 +237,7 @@ def serve_folder(folder: Path):
 
 
 def wide_merges() -> list[tuple[bytes, bytes]]:
-    """65,536 merges: words of two and three letters, and last of all ABAB."""
+    """65,536 merges: words of two and three letters, and ABAB as the last."""
     letters = [letter.encode() for letter in string.ascii_uppercase]
     letters += [letter.encode() for letter in string.ascii_lowercase]
     pairs = [(a, b) for a in letters for b in letters]

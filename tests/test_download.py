@@ -20,7 +20,7 @@ BODY = bytes(range(256)) * 8192  # 2 MiB
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves BODY with Range; `faults` are used up one a request, None is no fault."""
+    """Serves BODY, with Range; each request uses up one of `faults`, None for none."""
 
     daemon_threads = True
 
@@ -32,7 +32,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/stories.txt"
 
     def handle_error(self, *_):
-        self.errors.append(sys.exc_info()[1])  # Rather than print it in mid-run.
+        self.errors.append(
+            sys.exc_info()[1]
+        )  # Not printed: it would interrupt the test report.
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -174,7 +174,7 @@ def test_a_text_file_as_source_is_told_to_be_in_a_folder(workspace, content):
 
 @pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs Linux's /sys")
 def test_a_folder_that_is_read_only_is_named_with_a_remedy(workspace):
-    """Nobody can make files in /sys, root included."""
+    """Nobody can create files in /sys, not even root."""
     (workspace.path / "build").symlink_to("/sys/kernel")
     expect(workspace.stage("fetch"), 5, "build/corpus", "or work in a copy of your own")
 
@@ -191,7 +191,7 @@ def test_a_corpus_without_a_document_is_refused(workspace, content):
     (workspace.source / "valid.txt").write_bytes(content)
     expect(workspace.stage("fetch"), 3, "my stories/train.txt holds no document")
     assert built(workspace) == []
-    # However it came there, the next stage refuses it too.
+    # The next stage refuses it too, in case it got there some other way.
     corpus = workspace.path / "build" / "corpus"
     corpus.mkdir(parents=True)
     (corpus / "train.txt").write_bytes(content)
@@ -241,7 +241,7 @@ def test_verify_names_what_is_damaged(workspace):
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell's ulimit")
 @pytest.mark.parametrize("stage", ["fetch", "bpe", "encode train"])
 def test_a_disk_that_refuses_to_grow_a_file_is_named(workspace, stage, text):
-    """A file size limit of 1 KiB stands in for a full disk, with the same path."""
+    """A file size limit of 1 KiB takes the same code path as a full disk."""
     (workspace.source / "train.txt").write_bytes(text * 100)
     if stage != "fetch":
         run_up_to(workspace, {"bpe": "fetch"}.get(stage, "bpe"))

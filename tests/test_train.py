@@ -27,7 +27,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 def arguments(folder: Path, out: Path, **options) -> list[str]:
-    """The command line; an option that is True has no value."""
+    """The command line; True stands for an option without a value."""
     options = {"tokens": folder, "tokenizer": folder / "tokenizer.json"} | options
     line = [str(ROOT / "examples" / "train.py"), "--out", str(out), "--device", "cpu"]
     for name, value in options.items():
@@ -49,7 +49,7 @@ def start(folder: Path, out: Path, launcher=(), **options) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    """What it printed."""
+    """Wait for success; return stdout."""
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return output
@@ -76,13 +76,13 @@ def encode(folder: Path, text: bytes) -> Path:
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory, corpus_text) -> Path:
-    """A folder of token files and their tokenizer, made of some 600 stories."""
+    """A folder of token files and their tokenizer, from about 600 stories."""
     return encode(tmp_path_factory.mktemp("tokens"), corpus_text[:500_000])
 
 
 @pytest.fixture(scope="module")
 def whole_run(tokens, tmp_path_factory) -> Path:
-    """What an uninterrupted run left, and printed.txt."""
+    """The folder of an uninterrupted run, with its stdout in printed.txt."""
     out = tmp_path_factory.mktemp("whole")
     (out / "printed.txt").write_text(finish(start(tokens, out, **RUN)))
     return out
@@ -94,7 +94,7 @@ def test_the_loss_falls_and_a_story_follows(whole_run):
     assert float(trace[0]["loss"]) == pytest.approx(5.7, abs=0.2)  # ln(300)
     valid_losses = [float(row["valid_loss"]) for row in trace if row["valid_loss"]]
     assert len(valid_losses) == 10
-    # What the frequencies of ids alone can give is 4.2.
+    # Knowing only how frequent each id is gives 4.2.
     assert max(float(trace[-1]["loss"]), valid_losses[-1]) < 3.9
     lines, story = (whole_run / "printed.txt").read_text().split("\n\n", 1)
     assert lines.startswith("step    10  loss ")
@@ -193,7 +193,7 @@ def test_two_ranks_take_the_samples_of_one_and_learn_the_same(tokens, tmp_path):
 
 @pytest.fixture
 def refuse(tokens, monkeypatch, capsys):
-    """Run in this process what must be refused; returns its exit status and line."""
+    """Run in this process what must be refused; return the exit status and the line."""
 
     def run(out: Path, folder: Path = tokens, **options) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", arguments(folder, out, **options))
@@ -210,7 +210,7 @@ def refuse(tokens, monkeypatch, capsys):
 
 @pytest.fixture
 def begun(tokens, tmp_path) -> Path:
-    """A folder with as much of a checkpoint as refusals look at."""
+    """A folder with the parts of a checkpoint that refusals look at."""
     data = fingerprint(tokens / "train.bin")
     saved = {"config": RUN, "fingerprint": data, "step": 20}
     torch.save(saved, tmp_path / "checkpoint.pt")
