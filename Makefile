@@ -15,7 +15,7 @@ train: repro  ## Train a small GPT on the tokens, or go on with the one begun
 	python examples/train.py $(if $(wildcard build/train/checkpoint.pt),--resume)
 
 verify: .venv/repro.done  ## Check every byte of the token files against their manifests
-	python -m pipeline.verify
+	python -m pipeline verify
 
 test: .venv/test.done  ## Install the test tools too, and run the tests
 	python -m pytest

@@ -1,30 +1,24 @@
 """Stage bpe: learn a tokenizer from the first documents of the train split.
 
-Writes build/tokenizer.json, metrics and the counts of the merges.
+Writes build/tokenizer.json and build/tokenizer_config.json, metrics, and the counts of
+the merges.
 """
 
 from __future__ import annotations
 
-import argparse
-
-from pipeline.stage import (
-    read_param,
-    run_stage,
-    write_rank_plot,
-)
+from pipeline.stage import read_param, write_rank_plot
 from tiny_llm.atomic import write_json
 from tiny_llm.corpus import read_sample, sample_bytes
 from tiny_llm.layout import CORPUS_DIR, REPORTS_DIR, TOKENIZER_PATH
-from tiny_llm.tokenize import BPETokenizer, check_vocab_size
+from tiny_llm.tokenize import BPETokenizer, check_vocab_size, explain_shortfall
 
 
-def learn() -> str:
+def run() -> str:
     """Train on the sample that params.yaml asks for."""
     vocab_size = read_param("bpe", "vocab_size")
     check_vocab_size(vocab_size)
-    sample = read_sample(
-        CORPUS_DIR / "train.txt", sample_bytes(read_param("bpe", "sample_mb"))
-    )
+    source = CORPUS_DIR / "train.txt"
+    sample = read_sample(source, sample_bytes(read_param("bpe", "sample_mb")))
     tokenizer = BPETokenizer()
     tokenizer.train(sample, vocab_size)
     tokenizer.save(TOKENIZER_PATH)
@@ -46,15 +40,6 @@ def learn() -> str:
         f"{len(sample):,} bytes"
     )
     if tokenizer.vocab_size < vocab_size:
-        line += (
-            f"; {vocab_size:,} were asked for, but the sample has no more pairs: "
-            "raise bpe.sample_mb or use more text"
-        )
+        more_text = source.stat().st_size > len(sample)
+        line += f"; {explain_shortfall(vocab_size, tokenizer.vocab_size, more_text)}"
     return line
-
-
-if __name__ == "__main__":
-    run_stage(
-        argparse.ArgumentParser(prog="python -m pipeline.bpe", description=__doc__),
-        learn,
-    )

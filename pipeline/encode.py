@@ -9,7 +9,6 @@ import argparse
 
 from pipeline.stage import (
     progress_bar,
-    run_stage,
     show_warnings,
     write_csv,
     write_rank_plot,
@@ -29,7 +28,12 @@ from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import Manifest
 
 
-def encode(split: str) -> str:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which split to encode."""
+    parser.add_argument("split", choices=SPLITS, help="which split to encode")
+
+
+def run(split: str) -> str:
     """Encode one split and report on its ids."""
     source = CORPUS_DIR / f"{split}.txt"
     target = TOKENS_DIR / f"{split}.bin"
@@ -77,11 +81,3 @@ def _report(split: str, manifest: Manifest, num_invalid_bytes: int) -> None:
         ("num_tokens", "num_documents"),
         stats.length_histogram(),
     )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.encode", description=__doc__
-    )
-    parser.add_argument("split", choices=SPLITS, help="which split to encode")
-    run_stage(parser, encode)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tests.conftest import save_tokens
 from tiny_llm.batching import document_ids, get_batch, load_token_array
-from tiny_llm.batching.documents import document_starts
 from tiny_llm.encoding import encode_file
 from tiny_llm.tokenize import BPETokenizer
 
@@ -32,7 +31,7 @@ def test_windows_begin_with_documents(tmp_path):
     x, _ = get_batch(data, 200, 3, align="document")
     assert {tuple(row) for row in x.tolist()} == rows
     joined = load_token_array([path, path])
-    assert document_starts(joined).tolist() == [0, 3, 4, 7, 10, 13, 14, 17]
+    assert joined.document_starts().tolist() == [0, 3, 4, 7, 10, 13, 14, 17]
     x, _ = get_batch(joined, 7, 3, seed=1, replace=False, align="document")
     assert sorted(x.tolist()) == sorted(
         [[1, 2, SEP], [SEP, 4, 5], [4, 5, SEP]] * 2 + [[6, 7, SEP]]
@@ -43,9 +42,9 @@ def test_windows_begin_with_documents(tmp_path):
 @given(st.lists(st.integers(SEP - 1, SEP), min_size=1, max_size=40))
 def test_document_starts_follow_separators(ids):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr("tiny_llm.batching.documents._CHUNK", 4)
+        patch.setattr("tiny_llm.tokens._BLOCK_TOKENS", 4)
         data = load_token_array(save_tokens(Path(folder) / "x.bin", ids))
-        found = document_starts(data).tolist()
+        found = data.document_starts().tolist()
     assert found == [0] + [i + 1 for i, id_ in enumerate(ids[:-1]) if id_ == SEP]
 
 
@@ -53,12 +52,12 @@ def test_a_line_end_behind_the_last_separator_begins_no_document(tmp_path):
     text, path = tmp_path / "x.txt", tmp_path / "x.bin"
     text.write_text("One day.\n<|endoftext|>\nTwo days.\n<|endoftext|>\n")
     manifest = encode_file(BPETokenizer(), text, path)
-    starts = document_starts(load_token_array(path))
+    starts = load_token_array(path).document_starts()
     assert starts.tolist() == [0, 10]
     assert manifest.num_documents == 2
     # So the index is known again, and not written with each opening.
     before = (tmp_path / "x.documents").stat()
-    document_starts(load_token_array(path))
+    load_token_array(path).document_starts()
     assert (tmp_path / "x.documents").stat() == before
 
 
@@ -73,12 +72,12 @@ def test_an_index_cut_short_while_open_is_refused(tmp_path):
 def test_the_index_is_built_once_and_kept_beside_the_tokens(tmp_path):
     path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
     index = tmp_path / "x.documents"
-    assert document_starts(load_token_array(path)).tolist() == [0, 2]
+    assert load_token_array(path).document_starts().tolist() == [0, 2]
     raw = index.read_bytes()
     assert raw[:32].hex() == load_token_array(path).manifest.sha256
     assert np.frombuffer(raw[32:], "<i8").tolist() == [0, 2]
     os.utime(index, (1, 1))
-    assert document_starts(load_token_array(path)).tolist() == [0, 2]
+    assert load_token_array(path).document_starts().tolist() == [0, 2]
     assert index.stat().st_mtime == 1
 
 
@@ -86,13 +85,13 @@ def test_the_index_is_built_once_and_kept_beside_the_tokens(tmp_path):
 def test_an_index_of_other_tokens_is_made_anew(tmp_path, spoil):
     path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
     index = tmp_path / "x.documents"
-    document_starts(load_token_array(path))
+    load_token_array(path).document_starts()
     if spoil == "other tokens":
         save_tokens(path, [1, 2, SEP, 3, SEP])
     else:
         index.write_bytes(index.read_bytes()[: 20 if spoil == "cut short" else 0])
     expected = [0, 3] if spoil == "other tokens" else [0, 2]
-    assert document_starts(load_token_array(path)).tolist() == expected
+    assert load_token_array(path).document_starts().tolist() == expected
     assert len(index.read_bytes()) == 32 + 16
 
 
@@ -103,7 +102,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_index_in_memory(
     # Permissions would not stop root.
     nowhere = tmp_path / "missing" / "x.tmp"
     monkeypatch.setattr("tiny_llm.atomic.part_path", lambda target: nowhere)
-    assert document_starts(load_token_array(path)).tolist() == [0, 2]
+    assert load_token_array(path).document_starts().tolist() == [0, 2]
     assert not (tmp_path / "x.documents").exists()
 
 

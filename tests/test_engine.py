@@ -1,10 +1,12 @@
-"""Ids and merges are tested in test_tokenize.py, against an oracle."""
+"""test_tokenize.py tests ids and merges against an oracle."""
 
+import platform
 import subprocess
 import sys
 import threading
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,32 +19,54 @@ from tiny_llm.tokenize import BPETokenizer
 @given(
     st.lists(st.sampled_from([0x41, 0x20, 0x80, 0xBF, 0xC3, 0xE2, 0xED, 0xF0, 0xFF]))
 )
-def test_bytes_are_utf8_when_python_says_so(data):
+def test_is_utf8_agrees_with_python(data):
     try:
         bytes(data).decode()
         valid = True
     except UnicodeDecodeError:
         valid = False
     assert is_utf8(bytes(data)) == valid
-    # Across the border of two blocks, and beside one that is all ASCII.
+    # Also across the border of two blocks, and next to a block of pure ASCII.
     for before in range(4096 - len(data), 4097, 3):
         assert is_utf8(b"x" * before + bytes(data) + b"x" * 9000) == valid
 
 
+# Encodes text in which every word is new, 1 MiB at a time.
+ENCODE_NEW_WORDS = """
+import sys, numpy as np, psutil
+from tiny_llm.engine import Engine
+from tiny_llm.tokenizer_json import format_merges
+engine, words = Engine(format_merges([])), np.random.default_rng(0)
+resident = []
+for _ in range(int(sys.argv[1])):
+    text = words.integers(97, 123, size=(1 << 17, 8), dtype=np.uint8)
+    text[:, 0] = 32
+    engine.encode(text.tobytes())
+    if not engine._idle:  # The worker has just been dropped.
+        resident.append(psutil.Process().memory_info().rss >> 10)
+"""
+
+
+def encode_new_words(num_mb, code_after) -> list[int]:
+    """Run it in a fresh process; returns the numbers printed by `code_after`."""
+    command = [sys.executable, "-c", ENCODE_NEW_WORDS + code_after, str(num_mb)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    return list(map(int, done.stdout.split()))
+
+
 @needs_proc
-def test_memory_stays_bounded_on_ever_new_words():
+def test_memory_stays_bounded_when_every_word_is_new():
     """Without the limit on gigatoken's cache this takes 560 MB."""
-    code = (
-        "import numpy as np\n"
-        "from tiny_llm.tokenize import BPETokenizer\n"
-        "tokenizer, words = BPETokenizer(), np.random.default_rng(0)\n"
-        "for _ in range(48):\n"
-        "    text = words.integers(97, 123, size=(1 << 17, 8), dtype=np.uint8)\n"
-        "    text[:, 0] = 32\n"
-        "    tokenizer.encode(text.tobytes())\n" + PRINT_PEAK_KIB
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert int(done.stdout) < 250_000  # KiB
+    [peak_kib] = encode_new_words(48, PRINT_PEAK_KIB)
+    assert peak_kib < 250_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs malloc_trim")
+def test_dropping_a_worker_returns_its_memory():
+    """Memory grows by 30 MB if trimming comes before the last reference is gone."""
+    resident_kib = encode_new_words(12, "print(*resident)")
+    assert len(resident_kib) > 4
+    assert max(resident_kib) < resident_kib[0] + 8_000
 
 
 def test_threads_share_a_tokenizer(text):

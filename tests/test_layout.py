@@ -24,9 +24,19 @@ ARROWS = {
     "filekind": {"errors"},
     "layout": {"errors"},
     "corpus": {"checks", "errors", "filekind"},
-    "download": {"atomic", "errors", "layout"},
-    "engine": {"corpus"},
-    "tokenize": {"atomic", "checks", "corpus", "engine", "errors", "tokens"},
+    "yaml_file": {"atomic", "errors"},
+    "download": {"atomic", "errors", "layout", "yaml_file"},
+    "tokenizer_json": {"atomic", "corpus", "errors"},
+    "engine": {"corpus", "tokenizer_json"},
+    "tokenize": {
+        "atomic",
+        "checks",
+        "corpus",
+        "engine",
+        "errors",
+        "tokenizer_json",
+        "tokens",
+    },
     "manifest": {"errors"},
     "tokens": {"atomic", "errors", "manifest"},
     "parallel": {"checks", "errors"},
@@ -43,6 +53,7 @@ ARROWS = {
         "layout",
         "tokenize",
         "tokens",
+        "yaml_file",
     },
 }
 SOURCES = sorted((ROOT / "tiny_llm").rglob("*.py")) + sorted(
@@ -70,7 +81,7 @@ def to_file(module: str) -> Path | None:
 
 
 def import_closure(path: Path) -> set[str]:
-    """The files of this repository that a script imports, directly or not."""
+    """The files of this repository that a file imports, directly or not, and itself."""
     found, ahead = set(), [path]
     while ahead:
         path = ahead.pop()
@@ -83,6 +94,14 @@ def import_closure(path: Path) -> set[str]:
 
 def stages() -> dict:
     return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def stage_closure(stage: dict) -> set[str]:
+    """The files that `python -m pipeline STAGE` imports."""
+    command = stage["cmd"].split()
+    assert command[:3] == ["python", "-m", "pipeline"]
+    entry = ROOT / "pipeline" / "__main__.py"
+    return import_closure(entry) | import_closure(to_file(f"pipeline.{command[3]}"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -102,14 +121,22 @@ def test_arrows_point_down_only(path):
 def test_deps_of_a_stage_are_the_files_it_imports(name):
     """DVC does not follow imports: a missing dep would silently keep stale tokens."""
     stage = stages()[name]
-    module = stage["cmd"].split()[2]
-    script = to_file(module)
     deps = {dep for dep in stage["deps"] if dep.endswith(".py")}
-    assert deps == import_closure(script)
+    assert deps == stage_closure(stage)
 
 
 def test_stages_have_their_names():
     assert list(stages()) == ["fetch", "bpe", "encode-train", "encode-valid"]
+
+
+def test_every_stage_is_listed_by_the_help_of_the_pipeline():
+    names = {
+        path.stem
+        for path in (ROOT / "pipeline").glob("*.py")
+        if "def run(" in path.read_text()
+    }
+    docstring = ast.get_docstring(ast.parse(to_file("pipeline").read_text()))
+    assert set(re.findall(r"(?m)^    (\w+)", docstring)) == names
 
 
 @pytest.mark.parametrize("package", ["pipeline", "tiny_llm"])

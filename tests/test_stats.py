@@ -1,5 +1,9 @@
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tiny_llm import tokens
 from tiny_llm.stats import TokenStats, measure_tokens
@@ -15,8 +19,12 @@ def measure(tmp_path, ids, extra_documents=0):
     return measure_tokens(tmp_path / "x.bin")
 
 
+def count(lengths) -> TokenStats:
+    return TokenStats(np.ones(1), dict(Counter(map(int, lengths))))
+
+
 @pytest.mark.parametrize("block_tokens", [1, 2, 3, 1000])
-def test_lengths_run_from_separator_to_separator(tmp_path, monkeypatch, block_tokens):
+def test_each_separator_ends_a_document(tmp_path, monkeypatch, block_tokens):
     monkeypatch.setattr(tokens, "_BLOCK_TOKENS", block_tokens)
     ids = [1, 2, 256, 256, 7, 256, 9]
     assert measure(tmp_path, ids).document_lengths == {3: 1, 1: 1, 2: 1}
@@ -30,16 +38,27 @@ def test_id_counts_and_share_of_the_vocab(tmp_path):
     assert found.counts_by_rank() == [2, 1, 1]
 
 
-def test_percentiles_and_mean_match_numpy():
+def test_mean_matches_numpy():
     lengths = np.random.default_rng(0).integers(1, 2000, size=1001)
-    values, counts = np.unique(lengths, return_counts=True)
-    found = TokenStats(
-        np.ones(1), dict(zip(values.tolist(), counts.tolist(), strict=True))
+    assert count(lengths).mean_length == pytest.approx(lengths.mean())
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=300),
+    st.sampled_from([1, 50, 95, 100]) | st.integers(1, 100),
+)
+def test_a_percentile_is_the_shortest_length_that_suffices(lengths, percent):
+    shortest = next(
+        length
+        for length in sorted(lengths)
+        if sum(other <= length for other in lengths) * 100 >= percent * len(lengths)
     )
-    assert found.mean_length == pytest.approx(lengths.mean())
-    for percent in (1, 50, 95, 100):
-        expected = np.percentile(lengths, percent, method="inverted_cdf")
-        assert found.length_percentile(percent) == expected
+    assert count(lengths).length_percentile(percent) == shortest
+
+
+def test_a_percent_above_100_is_refused():
+    with pytest.raises(ValueError, match="in the range"):
+        count([3]).length_percentile(101)
 
 
 def test_histogram_counts_every_document_in_the_bin_it_belongs_to():

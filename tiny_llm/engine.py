@@ -1,7 +1,7 @@
-"""gigatoken, made silent, bounded in memory, and given valid UTF-8 only.
+"""gigatoken, silenced, bounded in memory, and fed only valid UTF-8.
 
-Learns merges, and encodes and decodes with them; `tokenize` is built on it, and nothing
-else knows that gigatoken (MIT, Marcel Rød) does the work.
+Learns merges, and encodes and decodes with them. `tokenize` is built on it; no other
+module knows that gigatoken (MIT, Marcel Rød) does the work.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ import numpy.typing as npt
 import psutil
 
 from tiny_llm.corpus import SEPARATOR
+from tiny_llm.tokenizer_json import FIRST_MERGE_ID, Merge
 
-Merge = tuple[bytes, bytes]
-
-_NUM_OTHERS = 256 + 1  # bytes and the separator
-
-# gigatoken 0.10 remembers every distinct pretoken it has seen, without limit: on text
-# of ever new words 10 to 16 bytes of memory for each byte of text. So the memory of the
-# process is looked at now and then, and gigatoken is built anew (30 ms) when it has
-# grown by more than this since it was built.
+# gigatoken 0.10 caches every distinct pretoken without limit: 10 to 16 bytes of memory
+# per byte of text if every word is new. So the memory of the process is sampled
+# periodically, and a gigatoken is replaced (30 ms) once the process has grown by more
+# than this since it was built.
+# TODO(gigatoken): the release after 0.10.0 has `set_max_cache_bytes`. It replaces the
+# sampling, `_return_freed_memory` and the dependency on psutil.
 _CACHE_BYTES = 24 << 20
 _CACHE_CHECK_BYTES = 1 << 19
 
@@ -37,12 +36,12 @@ def learn_merges(sample: bytes, num_merges: int) -> list[Merge]:
     """Learn merges from a sample of text.
 
     Args:
-        sample: Documents, parted by separators.
-        num_merges: How many are wanted.
+        sample: Documents, with separators between them.
+        num_merges: The number of merges wanted.
 
     Returns:
-        Pairs of token bytes in order of rank, at most `num_merges`. Once no pair is
-        left, gigatoken goes on with merges that occur nowhere in the sample.
+        At most `num_merges` pairs of token bytes in order of rank. When the sample
+        has no pair left, gigatoken appends merges that occur nowhere in it.
     """
     if num_merges == 0:
         return []
@@ -50,10 +49,13 @@ def learn_merges(sample: bytes, num_merges: int) -> list[Merge]:
         sample = SEPARATOR.join(split_at_invalid(sample)[::2])
     with _silenced():
         _, merges = gigatoken.train_bpe(
-            sample, _NUM_OTHERS + num_merges, [SEPARATOR.decode()], separator=SEPARATOR
+            sample,
+            FIRST_MERGE_ID + num_merges,
+            [SEPARATOR.decode()],
+            separator=SEPARATOR,
         )
-    # A token that is made a second time marks the end of the merges that join
-    # something: in BPE a token has one way to come about.
+    # BPE makes each token by exactly one merge. So a token made twice shows that the
+    # merges from there on join nothing.
     known: set[bytes] = set()
     for rank, (left, right) in enumerate(merges):
         if left + right in known:
@@ -65,8 +67,8 @@ def learn_merges(sample: bytes, num_merges: int) -> list[Merge]:
 class Engine:
     """Encodes and decodes in any number of threads at once.
 
-    One gigatoken shared by two threads is slower than one thread, so each call takes
-    one that is idle, or builds one (30 ms).
+    Two threads that share one gigatoken are slower than one thread, so each call takes
+    an idle one, or builds one (30 ms).
     """
 
     def __init__(self, file_bytes: bytes) -> None:
@@ -74,37 +76,42 @@ class Engine:
         self._idle: list[_Worker] = []
 
     def encode(self, data: bytes) -> tuple[npt.NDArray[np.uint32], int]:
-        """Ids of any bytes, shape (n,), and how many bytes are not valid UTF-8.
+        """Encode any bytes; each byte that is not UTF-8 becomes its own id.
 
-        Each of those becomes its own id.
+        Returns:
+            Ids, shape (number of tokens,), and the number of bytes that are not UTF-8.
         """
-        with self._borrow() as worker:
-            if is_utf8(data):
-                return worker.encode(data), 0
+        worker = self._take()
+        num_invalid = 0
+        if is_utf8(data):
+            ids = worker.encode(data)
+        else:
             pieces = split_at_invalid(data)
-            return np.concatenate([worker.encode(p) for p in pieces]), len(pieces) // 2
-
-    def decode(self, ids: npt.NDArray[np.uint32]) -> bytes:
-        """Bytes of ids, shape (n,), that are known to be in the vocab."""
-        with self._borrow() as worker:
-            return worker.tokenizer.decode(ids)
-
-    @contextlib.contextmanager
-    def _borrow(self) -> Iterator[_Worker]:
-        try:
-            worker = self._idle.pop()
-        except IndexError:
-            worker = _Worker(self._file_bytes)
-        yield worker
+            ids = np.concatenate([worker.encode(piece) for piece in pieces])
+            num_invalid = len(pieces) // 2
         if worker.is_small():
             self._idle.append(worker)
         else:
-            del worker
+            del worker  # The last reference: trimming returns only what is freed.
             _return_freed_memory()
+        return ids, num_invalid
+
+    def decode(self, ids: npt.NDArray[np.uint32]) -> bytes:
+        """Decode ids, shape (n,), which must all be in the vocab."""
+        worker = self._take()
+        data: bytes = worker.tokenizer.decode(ids)
+        self._idle.append(worker)
+        return data
+
+    def _take(self) -> _Worker:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return _Worker(self._file_bytes)
 
 
 class _Worker:
-    """One gigatoken, and how much memory the process had before it."""
+    """One gigatoken, and how much memory the process used before it was built."""
 
     def __init__(self, file_bytes: bytes) -> None:
         self._process = psutil.Process()
@@ -113,9 +120,9 @@ class _Worker:
         self.tokenizer = gigatoken.Tokenizer.from_json(file_bytes)
 
     def encode(self, data: bytes) -> npt.NDArray[np.uint32]:
-        # Unlike gigatoken's `encode`, its batch calls release the GIL, so that threads
-        # help (benchmarks/LOG.md). This one gives a plain array, and a BytesSource
-        # in place of a list spares the import of awkward (0.3 s, 25 MB).
+        # gigatoken's `encode` holds the GIL; its batch calls release it, so threads
+        # help (benchmarks/LOG.md). This one returns a plain array, and a BytesSource
+        # instead of a list avoids importing awkward (0.3 s, 25 MB).
         source = gigatoken.BytesSource(data)
         rows, _ = self.tokenizer.encode_batch_padded(source, 0, parallel=False)
         ids: npt.NDArray[np.uint32] = rows.reshape(-1)
@@ -127,23 +134,24 @@ class _Worker:
             return True
         self._text_bytes = 0
         resident: int = self._process.memory_info().rss
-        # Another worker may have gone since this one was built.
+        # Other workers may have been dropped since this one was built.
         self._base_bytes = min(self._base_bytes, resident)
         return resident - self._base_bytes <= _CACHE_BYTES
 
 
 def _return_freed_memory() -> None:
-    """Make glibc give back what it keeps of freed small pieces; elsewhere nothing."""
+    """Make glibc return freed memory to the system; do nothing without glibc."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-# gigatoken splits invalid UTF-8 differently from one place in memory to the next, so
-# that ids would depend on how a file is cut: it is given valid text only.
+# Where gigatoken splits invalid UTF-8 depends on its address in memory, so ids would
+# depend on how a file is cut. That is why it only gets valid text.
 def is_utf8(data: bytes) -> bool:
     """Whether bytes are valid UTF-8; three times as fast as decoding mostly ASCII.
 
-    Pure ASCII blocks are left out: for what stands around them, a space does as well.
+    A space replaces each block of pure ASCII: what surrounds it stays as valid as it
+    was.
     """
     if data.isascii():
         return True
@@ -156,7 +164,7 @@ def is_utf8(data: bytes) -> bool:
 
 
 def split_at_invalid(data: bytes) -> list[bytes]:
-    """Cut out the bytes that are not UTF-8: valid and invalid pieces in turn.
+    """Split bytes into valid UTF-8 and single invalid bytes, in turn.
 
     >>> [list(piece) for piece in split_at_invalid(bytes([0x61, 0x62, 0xFF, 0x63]))]
     [[97, 98], [255], [99]]
@@ -171,9 +179,9 @@ _silence_lock = threading.Lock()
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Send what native code prints to nowhere: gigatoken prints while it trains.
+    """Discard what native code prints: gigatoken prints while it trains.
 
-    For that while the whole process is silent, other threads too.
+    This silences the whole process, so the output of other threads is lost too.
     """
     with _silence_lock, open(os.devnull, "wb") as nowhere:
         sys.stdout.flush()

@@ -1,6 +1,6 @@
-"""Statistics of a token file: how long documents are, which ids are used.
+"""Statistics of a token file: how long documents are, and which ids occur.
 
-One pass over the ids in blocks, so memory does not grow with the file.
+Takes one pass over the ids in blocks, so memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import numpy.typing as npt
 
 from tiny_llm.tokens import read_manifest, scan_documents
 
+__all__ = ["TokenStats", "measure_tokens"]
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenStats:
-    """What a token file holds.
+    """The statistics of a token file.
 
     Attributes:
         id_counts: How often each id occurs, int64, shape (vocab_size,).
-        document_lengths: Length in tokens, separator included -> number of
-            documents that long. Ids after the last separator count as a document
-            only if the manifest does.
+        document_lengths: Maps each length in tokens, separator included, to the
+            number of documents of that length. Ids after the last separator count as
+            a document only if the manifest counts one there.
     """
 
     id_counts: npt.NDArray[np.int64]
@@ -43,31 +45,27 @@ class TokenStats:
         return total / sum(self.document_lengths.values())
 
     def length_percentile(self, percent: int) -> int:
-        """The shortest length that `percent` % of the documents do not exceed.
+        """Return the shortest length that `percent` % of documents do not exceed.
 
         Raises:
-            ValueError: `percent` is not from 1 to 100.
+            ValueError: `percent` is not from 0 to 100.
 
         >>> TokenStats(np.zeros(1), {10: 1, 20: 2, 90: 1}).length_percentile(50)
         20
         """
-        if not 1 <= percent <= 100:
-            raise ValueError(f"percent is {percent}; give one from 1 to 100")
-        needed = math.ceil(sum(self.document_lengths.values()) * percent / 100)
-        for length in sorted(self.document_lengths):
-            needed -= self.document_lengths[length]
-            if needed <= 0:
-                break
-        return length
+        lengths, counts = zip(*self.document_lengths.items(), strict=True)
+        return int(
+            np.percentile(lengths, percent, weights=counts, method="inverted_cdf")
+        )
 
     def counts_by_rank(self) -> list[int]:
-        """Counts of the used ids, the most frequent first."""
+        """Return the counts of the ids that occur, most frequent first."""
         used = self.id_counts[self.id_counts > 0]
         counts: list[int] = np.sort(used)[::-1].tolist()
         return counts
 
     def length_histogram(self) -> list[tuple[int, int]]:
-        """Shortest length of each bin, and the number of documents in it.
+        """Return the shortest length of each bin and its number of documents.
 
         Bins begin at powers of 2 ** (1/4), rounded up: the same for every file.
         """
@@ -83,11 +81,11 @@ class TokenStats:
 
 
 def measure_tokens(path: str | os.PathLike[str]) -> TokenStats:
-    """Count ids and documents of a token file that has a manifest.
+    """Count the ids and documents of a token file that has a manifest.
 
     Raises:
         InputError: The file or its manifest is missing.
-        IntegrityError: The two disagree.
+        IntegrityError: The file and its manifest disagree.
     """
     vocab_size = read_manifest(path).vocab_size
     id_counts = np.zeros(vocab_size, dtype=np.int64)

@@ -1,16 +1,14 @@
 """Byte-level BPE: learn merges, turn text into token ids and back.
 
-Ids 0..255 are the bytes, 256 is the separator, merges follow from 257 in order of
-rank; so a smaller vocab's ids are a prefix of a larger one's. The file is a Hugging
-Face tokenizer.json. Text may be any bytes: one that is not valid UTF-8 becomes its own
-id, and parts the text as a separator does.
+Ids 0..255 are the bytes, 256 is the separator, and merges follow from 257 in order of
+rank, so the ids of a smaller vocab are a prefix of those of a larger one. Text may be
+any bytes: a byte that is not valid UTF-8 becomes its own id, and no merge crosses it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +19,31 @@ import numpy.typing as npt
 
 from tiny_llm.atomic import atomic_write
 from tiny_llm.checks import check_int
-from tiny_llm.corpus import SEPARATOR, cut_chunks
-from tiny_llm.engine import Engine, Merge, learn_merges
+from tiny_llm.corpus import cut_chunks
+from tiny_llm.engine import Engine, learn_merges
 from tiny_llm.errors import ConfigError, InputError
+from tiny_llm.tokenizer_json import (
+    FIRST_MERGE_ID,
+    SEPARATOR_ID,
+    TOKENIZER_CONFIG,
+    Merge,
+    format_merges,
+    parse_merges,
+)
 from tiny_llm.tokens import dtype_for
+
+__all__ = [
+    "FIRST_MERGE_ID",
+    "MAX_VOCAB_SIZE",
+    "MIN_VOCAB_SIZE",
+    "SEPARATOR_ID",
+    "BPETokenizer",
+    "check_vocab_size",
+    "explain_shortfall",
+]
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
-SEPARATOR_ID = 256
-FIRST_MERGE_ID = 257
 MIN_VOCAB_SIZE = FIRST_MERGE_ID
 MAX_VOCAB_SIZE = 1 << 20
 
@@ -37,7 +51,8 @@ MAX_VOCAB_SIZE = 1 << 20
 class BPETokenizer:
     """A byte-level BPE tokenizer with the GPT-2 split pattern.
 
-    A new one has no merges and turns each byte into one id.
+    A new one has no merges and turns each byte into one id. Two are equal if they have
+    the same merges, and so give the same ids; `len` is the vocab size.
 
     Attributes:
         merges: Pairs of token bytes in order of merge rank.
@@ -52,17 +67,19 @@ class BPETokenizer:
     array([115, 258, 259, 256], dtype=uint16)
     >>> tokenizer.decode([115, 258, 259])
     'slow low'
+    >>> tokenizer
+    BPETokenizer(vocab_size=260, sha256=761dbf1b...)
     """
 
     def __init__(self, merges: Sequence[Merge] = ()) -> None:
-        """Make a tokenizer of known merges.
+        """Make a tokenizer from known merges.
 
         Args:
             merges: Pairs of token bytes in order of merge rank.
 
         Raises:
             ConfigError: A merge joins a token that does not exist yet, or makes one
-                that exists already.
+                that exists already, or there are too many.
         """
         self._set_merges(list(merges))
 
@@ -76,14 +93,31 @@ class BPETokenizer:
         for rank, (left, right) in enumerate(merges):
             if left not in known or right not in known or left + right in known:
                 raise ConfigError(
-                    f"merge {rank:,} ({left!r}, {right!r}) does not join two known "
-                    "tokens into a new one; give the merges in order of rank"
+                    f"merge {rank:,} ({_shorten(left)}, {_shorten(right)}) does not "
+                    "join two known tokens into a new one; give the merges in order "
+                    "of rank"
                 )
             known.add(left + right)
         self.merges = merges
         self.merge_counts: npt.NDArray[np.int64] | None = None
-        self._file_bytes = _to_json(merges)
+        self._file_bytes = format_merges(merges)
         self._engine = Engine(self._file_bytes)
+
+    def __repr__(self) -> str:
+        return (
+            f"BPETokenizer(vocab_size={self.vocab_size}, sha256={self.sha256[:8]}...)"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BPETokenizer):
+            return NotImplemented
+        return self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def __len__(self) -> int:
+        return self.vocab_size
 
     @property
     def vocab_size(self) -> int:
@@ -106,11 +140,10 @@ class BPETokenizer:
         return hashlib.sha256(self._file_bytes).hexdigest()
 
     def train(self, text: str | bytes, vocab_size: int) -> None:
-        """Learn merges from a sample, in place of those there were.
+        """Learn merges from a sample, replacing the present ones.
 
-        Sets `merges`, and `merge_counts`: how often each merge joined a pair in
-        the sample, int64, shape (number of merges,). Merges that joined nothing
-        are left out, so `vocab_size` may end up smaller than asked.
+        Sets `merges` and `merge_counts`. Merges that joined nothing are dropped, so
+        `vocab_size` may end up smaller than asked; `explain_shortfall` says why.
 
         Args:
             text: The sample. Separators end documents and take no part in merges.
@@ -132,7 +165,7 @@ class BPETokenizer:
         """Turn text into ids; the separator's text becomes `separator_id`.
 
         Args:
-            text: Any text; encode a file in pieces with `tiny_llm.encoding`.
+            text: Any text. To encode a large file, use `tiny_llm.encoding`.
 
         Returns:
             Shape (number of tokens,), `dtype`.
@@ -141,7 +174,7 @@ class BPETokenizer:
 
     def encode_counting_invalid(self, text: str | bytes) -> tuple[Ids, int]:
         """Like `encode`, and count the bytes that are not valid UTF-8."""
-        # In small pieces gigatoken needs less than half the memory beside the ids.
+        # In small pieces, gigatoken needs less than half the memory besides the ids.
         ids, num_invalid_bytes = [np.empty(0, self.dtype)], 0
         for piece in cut_chunks(io.BytesIO(_to_bytes(text))):
             piece_ids, num_invalid = self._engine.encode(piece)
@@ -150,21 +183,22 @@ class BPETokenizer:
         return np.concatenate(ids), num_invalid_bytes
 
     def decode_bytes(self, ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
-        """The bytes that ids stand for; the inverse of `encode`.
+        """Return the bytes that ids stand for; the inverse of `encode`.
 
         Args:
             ids: Shape (N,), any integer dtype, or a list.
 
         Raises:
-            InputError: An id is outside [0, vocab_size).
+            InputError: An id is outside [0, vocab_size), or `ids` are not one row of
+                integers.
         """
         array = np.asarray(ids)
         if array.size == 0:
             return b""
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise InputError(
-                f"ids have shape {array.shape} and dtype {array.dtype}; decode takes "
-                "one row of integers"
+                f"ids have shape {array.shape} and dtype {array.dtype}; give one row "
+                "of integers"
             )
         if array.min() < 0 or array.max() >= self.vocab_size:
             wrong = array.min() if array.min() < 0 else array.max()
@@ -175,59 +209,85 @@ class BPETokenizer:
         return self._engine.decode(np.ascontiguousarray(array, dtype=np.uint32))
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> str:
-        """The text that ids stand for; invalid UTF-8 becomes U+FFFD."""
+        """Return the text that ids stand for; invalid UTF-8 becomes U+FFFD.
+
+        Args and errors are those of `decode_bytes`.
+        """
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one id stands for.
+        """Return the bytes that one id stands for.
 
         Raises:
-            InputError: It is outside [0, vocab_size).
+            InputError: The id is outside [0, vocab_size).
         """
         return self.decode_bytes([token_id])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a Hugging Face tokenizer.json."""
-        with atomic_write(path) as file:
+        """Write a Hugging Face tokenizer.json.
+
+        If the file is called tokenizer.json, also write (or replace) a
+        tokenizer_config.json beside it. It makes the separator the eos_token, and
+        transformers' `AutoTokenizer.from_pretrained(folder)` needs it.
+
+        Args:
+            path: The file. Missing folders are created.
+        """
+        target = Path(path)
+        with atomic_write(target) as file:
             file.write(self._file_bytes)
+        if target.name == "tokenizer.json":
+            with atomic_write(target.with_name("tokenizer_config.json")) as file:
+                file.write(TOKENIZER_CONFIG)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BPETokenizer:
-        """Read a tokenizer.json that `save` wrote.
+        """Read a tokenizer.json that `save` or transformers' save_pretrained wrote.
+
+        What changes no id may differ, and the digest stays the same.
 
         Raises:
-            InputError: The file is missing, or is not such a file: another model,
-                split pattern, or order of ids.
+            InputError: The file is missing, is not a byte-level BPE tokenizer.json, or
+                asks for other ids: another split pattern, order of ids, and so on.
         """
         source = Path(path)
         if not source.is_file():
             raise InputError(
-                f"{path}: no such file; `dvc repro bpe` or BPETokenizer.save makes it"
+                f"{path}: no such file; make one with `dvc repro bpe` or "
+                "BPETokenizer.save"
             )
         try:
-            found = json.loads(source.read_bytes())
-            merges = [
-                (_to_token_bytes(left), _to_token_bytes(right))
-                for left, right in found["model"]["merges"]
-            ]
-            tokenizer = cls(merges)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} is not a byte-level BPE tokenizer.json ({error!r}); make one "
-                "with `dvc repro bpe` or BPETokenizer.save"
-            ) from error
-        for part, expected in json.loads(tokenizer._file_bytes).items():
-            if found.get(part) != expected:
-                raise InputError(
-                    f"{path}: its {part} differs from what BPETokenizer.save writes, "
-                    "so its ids would differ too; load it with the library that made it"
-                )
-        return tokenizer
+            return cls(parse_merges(source))
+        except ConfigError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def check_vocab_size(vocab_size: object) -> None:
-    """Refuse a vocab_size that is not an integer from 257 to 2**20."""
+    """Check that a vocab size is an integer from 257 to 2**20.
+
+    Raises:
+        ConfigError: It is not.
+    """
     check_int("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
+
+
+def explain_shortfall(asked: int, found: int, more_text: bool) -> str:
+    """Say why training gave a smaller vocab than asked for, and what to do.
+
+    Args:
+        asked: The vocab size asked for.
+        found: The vocab size after training.
+        more_text: Whether the file holds more text than the sample.
+
+    >>> explain_shortfall(512, 387, more_text=False)
+    'vocab_size 512 was asked for, but the sample has pairs for only 387: use more \
+text or a smaller vocab_size'
+    """
+    advice = "raise sample_mb" if more_text else "use more text or a smaller vocab_size"
+    return (
+        f"vocab_size {asked:,} was asked for, but the sample has pairs for only "
+        f"{found:,}: {advice}"
+    )
 
 
 def _to_bytes(text: str | bytes) -> bytes:
@@ -236,12 +296,16 @@ def _to_bytes(text: str | bytes) -> bytes:
     return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
 
 
-def _count_merges(merges: list[Merge], ids: Ids) -> npt.NDArray[np.int64]:
-    """How often each merge was applied while `ids` were made.
+def _shorten(token_bytes: bytes) -> str:
+    return repr(token_bytes if len(token_bytes) <= 40 else token_bytes[:40] + b"...")
 
-    Every token but a byte was made by its one merge, out of two tokens made by
-    theirs. So the count of a merge is the count of its token among the ids, and
-    of the merges that used it up, which all have a later rank.
+
+def _count_merges(merges: list[Merge], ids: Ids) -> npt.NDArray[np.int64]:
+    """Count how often each merge was applied while `ids` were made.
+
+    Each token longer than a byte is made by exactly one merge. So a merge was applied
+    as often as its token occurs among the ids, plus as often as the merges that
+    consume its token were applied. All of those have a later rank.
 
     >>> ids = BPETokenizer([(b"l", b"o"), (b"lo", b"w")]).encode("low low lol")
     >>> _count_merges([(b"l", b"o"), (b"lo", b"w")], ids)
@@ -258,68 +322,3 @@ def _count_merges(merges: list[Merge], ids: Ids) -> npt.NDArray[np.int64]:
         counts[id_of[left]] += counts[token_id]
         counts[id_of[right]] += counts[token_id]
     return np.array(counts[FIRST_MERGE_ID:], dtype=np.int64)
-
-
-# tokenizer.json spells bytes as visible characters, as GPT-2 did: a byte that is a
-# visible Latin-1 character stands for itself, the others follow from U+0100 on.
-_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_HIDDEN = sorted(set(range(256)) - set(_VISIBLE))
-_CHAR_OF = {byte: chr(byte) for byte in _VISIBLE} | {
-    byte: chr(0x100 + place) for place, byte in enumerate(_HIDDEN)
-}
-_BYTE_OF = {char: byte for byte, char in _CHAR_OF.items()}
-
-
-def _to_chars(token_bytes: bytes) -> str:
-    return "".join(map(_CHAR_OF.__getitem__, token_bytes))
-
-
-def _to_token_bytes(chars: str) -> bytes:
-    return bytes(map(_BYTE_OF.__getitem__, chars))
-
-
-def _to_json(merges: list[Merge]) -> bytes:
-    """The bytes of a tokenizer.json: a function of the merges alone."""
-    vocab = {_CHAR_OF[byte]: byte for byte in range(256)}
-    vocab[SEPARATOR.decode()] = SEPARATOR_ID
-    for token_id, (left, right) in enumerate(merges, FIRST_MERGE_ID):
-        vocab[_to_chars(left + right)] = token_id
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
-    value = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": SEPARATOR_ID,
-                "content": SEPARATOR.decode(),
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-        ],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": [[_to_chars(left), _to_chars(right)] for left, right in merges],
-        },
-    }
-    return json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"

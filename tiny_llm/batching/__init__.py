@@ -5,16 +5,18 @@
     train = load_token_array("build/tokens/train.bin")
     x, y = get_batch(train, batch_size=32, seq_len=256)
 
-In the order you would learn them: `windows` draws start positions, `arrays` opens
-token files, `cutting` copies windows out of them, `documents` knows where stories
-begin, `mixture` draws from several sources, and `batches` makes tensors.
+A batch is made in four steps: `loading` turns what the caller gave into a source,
+`sampling` chooses start positions, the source (`sources`, `mixture`) reads windows
+there, and `windows` turns them into tensors. `permutation` holds the random numbers
+below `sampling`, and `documents` knows where stories start.
 """
 
-from tiny_llm.batching.arrays import fingerprint, load_token_array
-from tiny_llm.batching.batches import BatchDataset, batches, get_batch
+from tiny_llm.batching.batches import batches, get_batch
+from tiny_llm.batching.dataset import BatchDataset
 from tiny_llm.batching.documents import document_ids
+from tiny_llm.batching.loading import fingerprint, load_token_array
 from tiny_llm.batching.mixture import Mixture
-from tiny_llm.batching.windows import window_starts
+from tiny_llm.batching.sampling import window_starts
 
 __all__ = [
     "BatchDataset",
@@ -26,3 +28,7 @@ __all__ = [
     "load_token_array",
     "window_starts",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

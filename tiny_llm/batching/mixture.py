@@ -1,9 +1,9 @@
 """Mixtures: samples of several sources in exact shares.
 
-1. Samples come in blocks. By the end of each block every source has taken its share of
-   all samples so far, to within one.
+1. Samples come in blocks. By the end of each block every source has contributed its
+   share of all samples so far, to within one.
 2. Inside a block the order of sources is random, and belongs to (seed, block).
-3. A source counts its samples through all blocks and draws them, by a key of its own,
+3. A source counts its own samples across all blocks and draws them, with its own key,
    as if it were alone: nothing is lost or repeated.
 """
 
@@ -18,25 +18,22 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 
-from tiny_llm.batching.arrays import (
-    Data,
-    JoinedArray,
-    StrPath,
-    TokenData,
-    check_data,
-    fingerprint,
-)
-from tiny_llm.batching.documents import check_choices, sample_starts
-from tiny_llm.batching.windows import Ints, Samples, philox
+from tiny_llm.batching.loading import Data, as_source
+from tiny_llm.batching.permutation import Ints, keyed_philox
+from tiny_llm.batching.sampling import Samples
+from tiny_llm.batching.sources import DeviceArray, Source, check_alike
+from tiny_llm.batching.windows import Ids
 
-_LARGEST_BLOCK = 1 << 20
+_MAX_BLOCK = 1 << 20
 
 
-class Mixture(JoinedArray):
+class Mixture(Source):
     """Several sources to draw batches from, each with its share of the samples.
 
-    A window stays inside its source. All sources must be made by one tokenizer.
+    A window stays inside its source. Start positions count through the sources, end to
+    end. All sources must come from one tokenizer.
 
     Attributes:
         sources: What was given.
@@ -50,48 +47,62 @@ class Mixture(JoinedArray):
     [[683, 341], [1365, 683], [2048, 1024]]
     """
 
-    def __init__(self, sources: Sequence[tuple[TokenData | StrPath, float]]) -> None:
+    def __init__(self, sources: Sequence[tuple[Data, float]]) -> None:
         """Mix sources.
 
         Args:
-            sources: Token arrays, as `load_token_array` returns them, or paths, each
-                with a weight above 0: its share of samples, in any unit.
+            sources: Token files or arrays in memory, each with a weight > 0: its share
+                of samples, in any unit.
 
         Raises:
-            ValueError: A weight is not a number above 0 or less than a millionth of
-                their sum, a source is no token array, or two sources were made by
-                different tokenizers.
+            ValueError: A weight is not a number > 0 or is less than a millionth of
+                their sum, a source is not ids in memory or in a file, or two sources
+                were made by different tokenizers.
         """
         weights = [_check_weight(n, weight) for n, (_, weight) in enumerate(sources)]
-        self.sources = [check_data(data) for data, _ in sources]
-        if any(isinstance(data, Mixture) for data in self.sources):
-            raise ValueError("a source is itself a mixture; give its sources instead")
-        super().__init__([part for data in self.sources for part in _parts(data)])
-        self._offsets = np.cumsum([0, *map(len, self.sources)], dtype=np.int64)
+        self.sources = [as_source(data) for data, _ in sources]
+        for number, source in enumerate(self.sources):
+            if isinstance(source, Mixture | DeviceArray):
+                raise ValueError(
+                    f"source {number} is of type {type(source).__name__}; give token "
+                    "files or arrays in memory, each with its own weight"
+                )
+        check_alike(self.sources, "source")
+        self.dtype = self.sources[0].dtype
+        self.access = max(source.access for source in self.sources)
         self.shares = [weight / sum(weights) for weight in weights]
         smallest = math.ceil(1 / min(self.shares))
         self.block_size = max(1024, 1 << (smallest - 1).bit_length())
-        if self.block_size > _LARGEST_BLOCK:
+        if self.block_size > _MAX_BLOCK:
             raise ValueError(
                 f"source {self.shares.index(min(self.shares))} has a share of less "
-                f"than one sample in {_LARGEST_BLOCK:,}; leave it out or give it more"
+                f"than one sample in {_MAX_BLOCK:,}; leave it out or give it more"
             )
-        self._kept: tuple[tuple[int | str, int], tuple[Ints, Ints]] | None = None
+        self._begins = np.cumsum([0, *map(len, self.sources)], dtype=np.int64)
+        self._last_block: tuple[object, tuple[Ints, Ints]] | None = None
 
     def __reduce__(self) -> Any:
         return Mixture, (list(zip(self.sources, self.shares, strict=True)),)
 
-    def num_taken(self, num_samples: int) -> list[int]:
-        """How many of the first samples are of each source, at the end of a block.
+    def __len__(self) -> int:
+        return int(self._begins[-1])
 
-        The sum of the first k sources is rounded, so all add up to num_samples.
+    def __repr__(self) -> str:
+        pairs = zip(self.shares, self.sources, strict=True)
+        return f"Mixture({', '.join(f'{s} of {len(d):,} ids' for s, d in pairs)})"
+
+    def num_taken(self, num_samples: int) -> list[int]:
+        """Return how many of the first samples belong to each source.
+
+        The sum over the first k sources is rounded, so all add up to num_samples. It
+        holds at the end of a block.
         """
         shares = itertools.accumulate(self.shares, initial=Fraction(0))
         taken = [math.floor(share * num_samples + Fraction(1, 2)) for share in shares]
         return [upper - lower for lower, upper in itertools.pairwise(taken)]
 
     def assign(self, seed: int | str, first: int, num_rows: int) -> tuple[Ints, Ints]:
-        """Whose samples first .. first + num_rows are.
+        """Assign samples first .. first + num_rows - 1 to sources.
 
         Returns:
             The number of the source, and how many samples that source took before,
@@ -104,45 +115,65 @@ class Mixture(JoinedArray):
         return sources[skip : skip + num_rows], numbers[skip : skip + num_rows]
 
     def _assign_block(self, seed: int | str, block: int) -> tuple[Ints, Ints]:
-        kept = self._kept  # Read once: another thread may replace it.
-        if kept is not None and kept[0] == (seed, block):
-            return kept[1]
+        last = self._last_block  # Read once: another thread may replace it.
+        if last is not None and last[0] == (seed, block):
+            return last[1]
         before = self.num_taken(block * self.block_size)
         after = self.num_taken((block + 1) * self.block_size)
         sources = np.repeat(np.arange(len(before)), np.subtract(after, before))
-        random = philox("mixture", seed, block).random_raw(self.block_size)
+        random = keyed_philox("mixture", seed, block).random_raw(self.block_size)
         sources = sources[random.argsort(kind="stable")]
         numbers = np.empty_like(sources)
         for source, number in enumerate(before):
             rows = np.flatnonzero(sources == source)
             numbers[rows] = np.arange(number, number + len(rows))
-        self._kept = (seed, block), (sources, numbers)
+        self._last_block = (seed, block), (sources, numbers)
         return sources, numbers
 
-    def sample_starts(self, seq_len: int, align: str | None, samples: Samples) -> Ints:
-        """Start positions in the joined ids; see `documents.sample_starts`."""
+    def choose_starts(self, samples: Samples, seq_len: int, align: str | None) -> Ints:
         seed, first, num_rows, replace = samples
+        for number, source in enumerate(self.sources):
+            _check_source(number, source, seq_len, align)
+        if seed is None:
+            seed = int(torch.randint(1 << 62, ()))
         sources, numbers = self.assign(seed, first, num_rows)
         starts = np.empty(num_rows, dtype=np.int64)
-        for number, data in enumerate(self.sources):
-            _check_source(number, data, seq_len, align)
-        for source in np.unique(sources):
-            rows = np.flatnonzero(sources == source)
-            first = int(numbers[rows[0]])
-            own = Samples(f"{seed}/{source}", first, len(rows), replace)
-            starts[rows] = sample_starts(self.sources[source], seq_len, align, own)
-            starts[rows] += self._offsets[source]
+        for number, source in enumerate(self.sources):
+            rows = (sources == number).nonzero()[0]
+            if len(rows):
+                first = int(numbers[rows[0]])
+                own = Samples(f"{seed}/{number}", first, len(rows), replace)
+                chosen = source.choose_starts(own, seq_len, align)
+                starts[rows] = chosen + self._begins[number]
         return starts
 
+    def read_windows(self, starts: Ints, seq_len: int) -> Ids:
+        windows = np.empty((len(starts), seq_len + 1), self.dtype)
+        numbers = np.searchsorted(self._begins, starts, side="right") - 1
+        for number, source in enumerate(self.sources):
+            rows = (numbers == number).nonzero()[0]
+            if len(rows):
+                own = starts[rows] - self._begins[number]
+                windows[rows] = source.read_windows(own, seq_len)
+        return windows
+
+    def will_need(self, begin: int, end: int) -> None:
+        number = int(np.searchsorted(self._begins, begin, side="right")) - 1
+        offset = int(self._begins[number])
+        self.sources[number].will_need(begin - offset, end - offset)
+
     def fingerprint(self) -> str:
-        """A digest of the sources and their shares."""
+        """Return a digest of the sources and their shares."""
         pairs = zip(self.sources, self.shares, strict=True)
-        text = " ".join(f"{fingerprint(data)} {share}" for data, share in pairs)
+        text = " ".join(f"{source.fingerprint()} {share}" for source, share in pairs)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _parts(data: Data) -> Sequence[Any]:
-    return data.parts if isinstance(data, JoinedArray) else [data]
+def _check_source(number: int, source: Source, seq_len: int, align: str | None) -> None:
+    try:
+        source.count_choices(seq_len, align)
+    except ValueError as error:
+        raise ValueError(f"source {number} of the mixture: {error}") from error
 
 
 def _check_weight(number: int, weight: object) -> Fraction:
@@ -150,13 +181,4 @@ def _check_weight(number: int, weight: object) -> Fraction:
         exact = weight if isinstance(weight, int | Fraction) else float(weight)
         if 0 < exact < math.inf:
             return Fraction(exact)
-    raise ValueError(
-        f"the weight of source {number} is {weight!r}; give a number above 0"
-    )
-
-
-def _check_source(number: int, data: Data, seq_len: int, align: str | None) -> None:
-    try:
-        check_choices(data, seq_len, align)
-    except ValueError as error:
-        raise ValueError(f"source {number} of the mixture: {error}") from error
+    raise ValueError(f"the weight of source {number} is {weight!r}; give a number > 0")
