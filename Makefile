@@ -18,8 +18,8 @@ compare: .venv/repro.done  ## Compare vocab sizes: workspace, HEAD and its exper
 train: repro  ## Train a small GPT on the tokens, or resume its training
 	python examples/train.py $(if $(wildcard build/train/checkpoint.pt),--resume)
 
-verify: .venv/repro.done  ## Check every byte of the token files against its manifest
-	python -m pipeline.verify
+verify: .venv/repro.done  ## Check every byte of the token files against their manifests
+	python -m pipeline verify
 
 test: .venv/test.done  ## Install the test tools as well, and run the tests
 	python -m pytest

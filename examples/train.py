@@ -1,16 +1,17 @@
-"""Train a small GPT on token files; stop it at any moment, and it resumes exactly.
+"""Train a small GPT on token files. A run may stop at any moment and resume exactly.
 
-    python examples/train.py                        # on a GPU if there is one
-    python examples/train.py --resume               # goes on from the last checkpoint
-    torchrun --nproc-per-node 2 examples/train.py   # two ranks share each batch
+    python examples/train.py                           # on a GPU if there is one
+    python examples/train.py --resume                  # from the last checkpoint
+    python examples/train.py --resume --num-steps 400  # train longer than planned
+    torchrun --nproc-per-node 2 examples/train.py      # two ranks share each batch
 
 In the order of this file: `Config` fixes a run, `GPT` is the model, `train` the loop,
-and `sample_story` shows what it learned. OUT/checkpoint.pt holds what it takes to go
-on: the config with its seed, the step, the fingerprint of the data, and the states of
-model and optimizer; the batches have no state but the step. OUT/loss.csv, written with
-each checkpoint, has a row for each step, from 0 on: the loss before its update, the
-digest of its batch and, at a checkpoint, the loss on valid. On a CPU a resumed run
-leaves the same rows, to the last bit, as one that never stopped.
+and `sample_story` shows what it learned. OUT/checkpoint.pt holds all that a resumed
+run needs: the config with its seed, the step, the fingerprint of the data, and the
+states of model and optimizer. The only state of the batches is the step. OUT/loss.csv,
+written with each checkpoint, has a row for each step, from 0: the loss before its
+update, the digest of its batch and, at a checkpoint, the loss on valid. On a CPU a
+resumed run writes the same rows, bit for bit, as one that never stopped.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tiny_llm.atomic import atomic_write
 from tiny_llm.batching import batches, fingerprint, get_batch
 from tiny_llm.errors import ConfigError, InputError, IntegrityError
+from tiny_llm.layout import SPLITS, TOKENIZER_PATH, TOKENS_DIR
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import check_tokenizer, read_manifest
 
@@ -41,24 +43,29 @@ RANK = int(os.environ.get("RANK", "0"))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 
-BUILD = Path(__file__).resolve().parents[1] / "build"
+ROOT = Path(__file__).resolve().parents[1]
 NUM_VALID_BATCHES = 8
 TEMPERATURE = 0.8
 
 
+def option(default: float, text: str) -> Any:
+    """A field of `Config` and the help text of its option."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What fixes a run, kept in its checkpoint; --num-steps sets num_steps."""
+    """All that determines a run, kept in its checkpoint. Each field is an option."""
 
-    num_steps: int = 200
-    batch_size: int = 16  # of all ranks together
-    seq_len: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    width: int = 128
-    lr: float = 3e-3  # at its highest
-    seed: int = 1337  # of weights, batches and story
-    checkpoint_every: int = 50  # steps
+    num_steps: int = option(200, "optimizer steps; with --resume, train up to this one")
+    batch_size: int = option(16, "windows per step, of all ranks together")
+    seq_len: int = option(128, "ids that the model sees at once")
+    num_layers: int = option(4, "transformer blocks")
+    num_heads: int = option(4, "attention heads per block; must divide width")
+    width: int = option(128, "size of the embedding and of each block")
+    lr: float = option(3e-3, "highest learning rate")
+    seed: int = option(1337, "seed of weights, batches and story")
+    checkpoint_every: int = option(50, "steps between checkpoints")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -85,23 +92,23 @@ class GPT(nn.Module):
             config.width,
             config.num_heads,
             dim_feedforward=4 * config.width,
-            dropout=0.0,  # So there is no random state to save.
+            dropout=0.0,  # No random state to save.
             activation="gelu",
             batch_first=True,
             norm_first=True,
             bias=False,
         )
-        # PyTorch calls it an encoder; under a causal mask it is the decoder of a GPT.
+        # PyTorch calls this an encoder; with a causal mask it is a GPT's decoder.
         norm = nn.LayerNorm(config.width, bias=False)
         self.blocks = nn.TransformerEncoder(
             block, config.num_layers, norm, enable_nested_tensor=False
         )
-        for weight in self.parameters():  # Until here the blocks are copies of one.
+        for weight in self.parameters():  # So far the blocks are copies of one.
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=0.5 * config.width**-0.5)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits of the id after each, shape (B, T, V), for ids of shape (B, T)."""
+        """Return logits of the next id, shape (B, T, V), for ids of shape (B, T)."""
         seq_len = ids.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(seq_len, ids.device)
         x = self.tokens(ids) + self.positions.weight[:seq_len]
@@ -115,14 +122,19 @@ def compute_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Te
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Up in a tenth of the steps, while a cosine leads down to a tenth of lr."""
+    """Warm up over a tenth of the steps, and decay by a cosine to a tenth of lr."""
     warmup = min(1.0, (step + 1) / (0.1 * config.num_steps))
     cosine = math.cos(math.pi * step / config.num_steps)
     return config.lr * warmup * (0.55 + 0.45 * cosine)
 
 
+def token_paths(folder: Path) -> list[Path]:
+    """The token files of train and valid."""
+    return [folder / f"{split}.bin" for split in SPLITS]
+
+
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensors of all ranks on the CPU, joined along their first dimension."""
+    """Gather the tensors of all ranks, join them along dimension 0, move to the CPU."""
     parts = [tensor]
     if WORLD_SIZE > 1:
         parts = [torch.empty_like(tensor) for _ in range(WORLD_SIZE)]
@@ -131,8 +143,8 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def train(config: Config, saved: dict[str, Any], paths: argparse.Namespace) -> GPT:
-    """Train, on from a checkpoint if one was saved; rank 0 alone prints and writes."""
-    train_path, valid_path = paths.tokens / "train.bin", paths.tokens / "valid.bin"
+    """Train, from the checkpoint if there is one; only rank 0 prints and writes."""
+    train_path, valid_path = token_paths(paths.tokens)
     first_step = saved.get("step", 0)
     how = {"seed": config.seed, "device": paths.device, "replace": False}
     stream = batches(
@@ -182,7 +194,7 @@ def train(config: Config, saved: dict[str, Any], paths: argparse.Namespace) -> G
             valid_loss = sum(losses) / NUM_VALID_BATCHES
             trace[-1] += repr(valid_loss)
             report += f"  valid loss {valid_loss:.3f}"
-            # The trace first: after the last checkpoint a run has nothing left to do.
+            # Trace first: a run with its last checkpoint has nothing left to do.
             with atomic_write(paths.out / "loss.csv") as file:
                 file.write("\n".join([*trace, ""]).encode())
             checkpoint = {
@@ -202,7 +214,7 @@ def train(config: Config, saved: dict[str, Any], paths: argparse.Namespace) -> G
 
 @torch.no_grad()
 def sample_story(model: GPT, bpe: BPETokenizer, config: Config) -> str:
-    """What the model lets follow a separator, up to the next one or to seq_len."""
+    """Sample ids after a separator, up to the next one or to seq_len, as text."""
     generator = torch.Generator().manual_seed(config.seed)
     ids = [bpe.separator_id]
     while len(ids) <= config.seq_len:
@@ -215,7 +227,7 @@ def sample_story(model: GPT, bpe: BPETokenizer, config: Config) -> str:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `train` saved; weights_only sees to it that no code hides in the file."""
+    """Read what `train` saved; weights_only, so the file cannot run code."""
     if not path.is_file():
         raise InputError(f"{path}: no checkpoint to resume from; leave out --resume")
     try:
@@ -224,27 +236,45 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} is damaged; begin a new run") from error
 
 
+def merge_config(given: dict[str, Any], saved: dict[str, Any]) -> Config:
+    """Take the config from the checkpoint, if any; only num_steps may grow."""
+    config = Config(**(saved | given))
+    for name in given.keys() & saved.keys() - {"num_steps"}:
+        if given[name] != saved[name]:
+            raise ConfigError(
+                f"{name} is {given[name]}, but the run began with {saved[name]}; leave "
+                "it out, or begin a new run in another --out"
+            )
+    planned = saved.get("num_steps", config.num_steps)
+    if config.num_steps < planned:
+        raise ConfigError(
+            f"num_steps is {config.num_steps}, but the run was planned for {planned}; "
+            "a run can train longer, not shorter: leave it out, or begin a new run in "
+            "another --out"
+        )
+    return config
+
+
 def run(given: dict[str, Any], paths: argparse.Namespace) -> None:
     """Check what was given, train, and print a story."""
     checkpoint_path = paths.out / "checkpoint.pt"
     if checkpoint_path.exists() and not paths.resume:
         raise ConfigError(f"{checkpoint_path} exists; give --resume or another --out")
     saved = load_checkpoint(checkpoint_path) if paths.resume else {}
-    options = saved.get("config", {})
-    for name in given.keys() & options.keys():
-        if given[name] != options[name]:
-            raise ConfigError(
-                f"{name} is {given[name]}, the run began with {options[name]}; leave "
-                "it out, or begin a new run in another --out"
-            )
-    config = Config(**(options | given))
+    config = merge_config(given, saved.get("config", {}))
     bpe = BPETokenizer.load(paths.tokenizer)
-    for path in (paths.tokens / "train.bin", paths.tokens / "valid.bin"):
+    for path in token_paths(paths.tokens):
         check_tokenizer(path, read_manifest(path), bpe.sha256)
     if paths.device == "cuda":
         torch.cuda.set_device(LOCAL_RANK)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if paths.device == "cuda" else "gloo")
+    if RANK == 0 and saved and config.num_steps > saved["config"]["num_steps"]:
+        print(
+            f"num_steps: {saved['config']['num_steps']} -> {config.num_steps}; from "
+            f"step {saved['step'] + 1} on, the learning rate follows the longer "
+            "schedule, unlike in a run planned for it from the start"
+        )
     model = train(config, saved, paths)
     if RANK == 0:
         print("\n" + sample_story(model, bpe, config))
@@ -253,22 +283,32 @@ def run(given: dict[str, Any], paths: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line; a fault the user can mend ends in one line."""
+    """Read the command line; a fault that the user can fix ends in one line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # So it shows which were given.
+        argument_default=argparse.SUPPRESS,  # So only what was given is set.
     )
-    parser.add_argument("--tokens", type=Path, default=BUILD / "tokens")
-    parser.add_argument("--tokenizer", type=Path, default=BUILD / "tokenizer.json")
-    parser.add_argument("--out", type=Path, default=BUILD / "train")
+    add = parser.add_argument
+    tokens, tokenizer = ROOT / TOKENS_DIR, ROOT / TOKENIZER_PATH
+    add("--tokens", type=Path, default=tokens, help=f"folder; default: {TOKENS_DIR}")
+    add(
+        "--tokenizer",
+        type=Path,
+        default=tokenizer,
+        help=f"the one that made the tokens; default: {TOKENIZER_PATH}",
+    )
+    out = tokens.parent / "train"
+    add("--out", type=Path, default=out, help="folder of the run; default: build/train")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser.add_argument("--device", choices=devices, default=devices[-1])
-    parser.add_argument("--resume", action="store_true", default=False)
-    fields = {field.name: field.default for field in dataclasses.fields(Config)}
-    for name, default in fields.items():
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=type(default), help=f"default: {default}")
+    add("--device", choices=devices, default=devices[-1], help="default: %(default)s")
+    resume = "continue the run in --out from its last checkpoint"
+    add("--resume", action="store_true", default=False, help=resume)
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    for name, field in fields.items():
+        flag, text = "--" + name.replace("_", "-"), field.metadata["help"]
+        default = field.default
+        add(flag, type=type(default), help=f"{text}; default: {default}")
     paths = parser.parse_args()
     try:
         run({name: getattr(paths, name) for name in fields if name in paths}, paths)
@@ -276,7 +316,7 @@ def main() -> None:
         status = getattr(error, "exit_status", 5 if isinstance(error, OSError) else 2)
         parser.exit(status, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; the last checkpoint stands\n")
+        parser.exit(130, f"{parser.prog}: interrupted; the last checkpoint is kept\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,12 @@
 """Stages of the pipeline: files in, files out, no algorithms.
 
-dvc.yaml wires them; each runs as `python -m pipeline.NAME` from the root of the
-repository, reads params.yaml, and leaves its outputs under build/ and reports/.
+dvc.yaml wires them together. Each runs as `python -m pipeline STAGE` from the root of
+the repository, reads params.yaml, and leaves its outputs in build/ and reports/:
+
+    fetch           bring train.txt and valid.txt to build/corpus
+    bpe             learn build/tokenizer.json from the first documents of train
+    encode SPLIT    encode train or valid into build/tokens
+    verify          check build/tokens against its manifests (not a stage of dvc.yaml)
+
+`python -m pipeline STAGE --help` says more about one of them.
 """

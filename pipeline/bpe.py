@@ -6,16 +6,14 @@ the merges.
 
 from __future__ import annotations
 
-import argparse
-
-from pipeline.stage import read_param, run_stage, write_rank_plot
+from pipeline.stage import read_param, write_rank_plot
 from tiny_llm.atomic import write_json
 from tiny_llm.corpus import read_sample, sample_bytes
 from tiny_llm.layout import CORPUS_DIR, REPORTS_DIR, TOKENIZER_PATH
 from tiny_llm.tokenize import BPETokenizer, check_vocab_size, explain_shortfall
 
 
-def learn() -> str:
+def run() -> str:
     """Train on the sample that params.yaml asks for."""
     vocab_size = read_param("bpe", "vocab_size")
     check_vocab_size(vocab_size)
@@ -45,10 +43,3 @@ def learn() -> str:
         more_text = source.stat().st_size > len(sample)
         line += f"; {explain_shortfall(vocab_size, tokenizer.vocab_size, more_text)}"
     return line
-
-
-if __name__ == "__main__":
-    run_stage(
-        argparse.ArgumentParser(prog="python -m pipeline.bpe", description=__doc__),
-        learn,
-    )

@@ -9,7 +9,7 @@ import argparse
 
 from pipeline.stage import (
     progress_bar,
-    run_stage,
+    show_warnings,
     write_csv,
     write_rank_plot,
 )
@@ -23,19 +23,31 @@ from tiny_llm.layout import (
     TOKENS_DIR,
 )
 from tiny_llm.stats import measure_tokens
+from tiny_llm.textscan import TextScan
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import Manifest
 
 
-def encode(split: str) -> str:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which split to encode."""
+    parser.add_argument("split", choices=SPLITS, help="which split to encode")
+
+
+def run(split: str) -> str:
     """Encode one split and report on its ids."""
     source = CORPUS_DIR / f"{split}.txt"
     target = TOKENS_DIR / f"{split}.bin"
     tokenizer = BPETokenizer.load(TOKENIZER_PATH)
     num_bytes = source.stat().st_size if source.is_file() else 0
-    with progress_bar(f"encode {split}", num_bytes) as bar:
-        manifest = encode_file(tokenizer, source, target, on_progress=bar.update)
-    _report(split, manifest)
+    scan = TextScan()
+    with (
+        show_warnings("python -m pipeline encode"),
+        progress_bar(f"encode {split}", num_bytes) as bar,
+    ):
+        manifest = encode_file(
+            tokenizer, source, target, on_progress=bar.update, scan=scan
+        )
+    _report(split, manifest, scan.num_invalid_bytes)
     return (
         f"wrote {target}: {manifest.num_documents:,} documents, "
         f"{manifest.num_tokens:,} ids ({manifest.dtype}), "
@@ -43,13 +55,14 @@ def encode(split: str) -> str:
     )
 
 
-def _report(split: str, manifest: Manifest) -> None:
+def _report(split: str, manifest: Manifest, num_invalid_bytes: int) -> None:
     stats = measure_tokens(TOKENS_DIR / f"{split}.bin")
     write_json(
         REPORTS_DIR / f"encode-{split}.json",
         {
             "num_tokens": manifest.num_tokens,
             "num_documents": manifest.num_documents,
+            "num_invalid_bytes": num_invalid_bytes,
             "bytes_per_token": round(manifest.num_bytes / manifest.num_tokens, 4),
             "tokens_per_document": {
                 "mean": round(stats.mean_length, 2),
@@ -68,11 +81,3 @@ def _report(split: str, manifest: Manifest) -> None:
         ("num_tokens", "num_documents"),
         stats.length_histogram(),
     )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.encode", description=__doc__
-    )
-    parser.add_argument("split", choices=SPLITS, help="which split to encode")
-    run_stage(parser, encode)

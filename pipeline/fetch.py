@@ -1,4 +1,4 @@
-"""Stage fetch: bring both splits to build/corpus/, whatever the source.
+"""Stage fetch: bring train.txt and valid.txt to build/corpus.
 
 `fetch.source` in params.yaml is a folder with train.txt and valid.txt, or a manifest
 of pinned downloads (YAML: url, size in bytes and sha256 of each split).
@@ -6,7 +6,6 @@ of pinned downloads (YAML: url, size in bytes and sha256 of each split).
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 from pathlib import Path
@@ -14,38 +13,51 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.stage import progress_bar, read_param, run_stage
+from pipeline.stage import progress_bar, read_param
 from tiny_llm.atomic import atomic_link, atomic_write
-from tiny_llm.corpus import has_text, open_text, read_chunks
-from tiny_llm.download import download, read_pins
+from tiny_llm.corpus import open_text, require_text
+from tiny_llm.download import download, hide_password, read_pins
 from tiny_llm.errors import ConfigError, InputError
 from tiny_llm.layout import CORPUS_DIR, SPLITS
 
 _COPY_BYTES = 32 << 20
+_WANTED = (
+    "the folder that holds train.txt and valid.txt, or a manifest such as "
+    "pipeline/tinystories.yaml"
+)
 
 
-def fetch() -> str:
+def run() -> str:
     """Bring both splits from the source that params.yaml names."""
-    name = read_param("fetch", "source")
-    if not isinstance(name, str) or not name:
-        raise ConfigError(
-            f"fetch.source is {name!r}; give a folder with train.txt and valid.txt, or "
-            "a manifest such as pipeline/tinystories.yaml"
-        )
-    source = Path(name)
+    source = _find_source(read_param("fetch", "source"))
     if source.is_dir():
         _copy_folder(source)
-    elif source.is_file():
-        _download_manifest(source)
     else:
-        raise InputError(
-            f"fetch.source: no folder or file {name}; give a folder with train.txt and "
-            "valid.txt, or a manifest such as pipeline/tinystories.yaml"
-        )
+        _download_manifest(source)
     written = (CORPUS_DIR / f"{split}.txt" for split in SPLITS)
     return "wrote " + ", ".join(
         f"{path}: {path.stat().st_size:,} bytes" for path in written
     )
+
+
+def _find_source(name: object) -> Path:
+    """Return the folder or the manifest; DVC says less when either is missing."""
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"fetch.source is {name!r}; give {_WANTED}")
+    if "://" in name:
+        raise ConfigError(
+            f"fetch.source is the URL {hide_password(name)}; put its url, size and "
+            "sha256 in a manifest such as pipeline/tinystories.yaml, and give that"
+        )
+    if name.startswith("~"):
+        raise ConfigError(
+            f"fetch.source is {name}, but neither DVC nor params.yaml expands ~; give "
+            f"the absolute path, {Path(name).expanduser()}"
+        )
+    source = Path(name)
+    if not source.exists():
+        raise InputError(f"fetch.source: no folder or file {name}; give {_WANTED}")
+    return source
 
 
 def _copy_folder(folder: Path) -> None:
@@ -55,11 +67,7 @@ def _copy_folder(folder: Path) -> None:
             raise InputError(
                 f"{path}: no such file; fetch.source must hold train.txt and valid.txt"
             )
-        if not any(map(has_text, read_chunks(path))):
-            raise InputError(
-                f"{path} holds no document, only {path.stat().st_size:,} bytes of "
-                "separators and white space; give a file with text in it"
-            )
+        require_text(path)
     for split, path in sources.items():
         with progress_bar(f"copy {split}", path.stat().st_size) as bar:
             _copy(path, CORPUS_DIR / f"{split}.txt", bar)
@@ -69,7 +77,7 @@ def _copy(source: Path, target: Path, bar: tqdm[Any]) -> None:
     """Copy in the kernel, which shares the blocks where the filesystem can.
 
     Never a hard link: DVC makes its files read-only, and an edit of the user's text
-    would change DVC's copy of it.
+    would change DVC's copy.
     """
     with open_text(source) as reader, atomic_write(target) as writer:
         try:
@@ -78,24 +86,18 @@ def _copy(source: Path, target: Path, bar: tqdm[Any]) -> None:
             ):
                 bar.update(copied)
         except (AttributeError, OSError):
-            # Not on this system, or not between these two filesystems.
+            # Not supported on this system, or not between these filesystems.
             reader.seek(writer.seek(0, os.SEEK_END))
             shutil.copyfileobj(reader, writer, _COPY_BYTES)
 
 
 def _download_manifest(path: Path) -> None:
-    """Download both splits to the user's cache folder, and link them from there."""
+    """Download both splits to the user's cache folder and hard-link or copy them."""
     for split, pin in read_pins(path).items():
         with progress_bar(f"download {split}", pin.size) as bar:
             cached = download(pin, on_progress=bar.update)
+        require_text(cached)
         target = CORPUS_DIR / f"{split}.txt"
         if not atomic_link(cached, target):
             with progress_bar(f"copy {split}", pin.size) as bar:
                 _copy(cached, target, bar)
-
-
-if __name__ == "__main__":
-    run_stage(
-        argparse.ArgumentParser(prog="python -m pipeline.fetch", description=__doc__),
-        fetch,
-    )

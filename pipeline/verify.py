@@ -1,31 +1,21 @@
 """Check every byte of the pipeline's token files against their manifests.
 
-Not a stage: run it when you doubt a disk or a copy. Names the damaged blocks, and
-ends with status 4 if there are any.
+Not a stage of dvc.yaml: run it when you suspect a disk or a copy. Damaged blocks are
+named and give exit status 4.
 """
 
 from __future__ import annotations
 
-import argparse
-
-from pipeline.stage import run_stage
 from tiny_llm.layout import SPLITS, TOKENIZER_PATH, TOKENS_DIR
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import verify
 
 
-def verify_splits() -> str:
-    """Verify both splits, and that build/tokenizer.json made them."""
+def run() -> str:
+    """Verify both splits, and that build/tokenizer.json made their ids."""
     sha256 = BPETokenizer.load(TOKENIZER_PATH).sha256
     manifests = {split: verify(TOKENS_DIR / f"{split}.bin", sha256) for split in SPLITS}
     return "verified " + ", ".join(
         f"{split}: {manifest.num_tokens:,} ids, sha256 {manifest.sha256[:12]}..."
         for split, manifest in manifests.items()
-    )
-
-
-if __name__ == "__main__":
-    run_stage(
-        argparse.ArgumentParser(prog="python -m pipeline.verify", description=__doc__),
-        verify_splits,
     )

@@ -1,10 +1,13 @@
-"""What several tests share: a tiny corpus, and a fresh clone of this repository."""
+"""Shared by several tests: a tiny corpus, and a fresh clone of this repository."""
 
+import contextlib
+import http.server
 import os
 import shutil
 import string
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ STORIES = [
     "",
 ]
 
-# A child's ru_maxrss begins with its parent's, so the peak is read from Linux itself.
+# A child's ru_maxrss starts at its parent's, so read the peak from /proc instead.
 PRINT_PEAK_KIB = (
     "\nprint(*[line.split()[1] for line in open('/proc/self/status') "
     "if line.startswith('VmHWM')])\n"
@@ -40,7 +43,7 @@ def text() -> bytes:
 
 
 def save_tokens(path, ids, vocab_size=300, tokenizer_sha256=""):
-    """Write ids as a token file with a manifest; 256 is the separator."""
+    """Write ids as a token file with a manifest; the separator is id 256."""
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     ids = np.array(ids, dtype=dtype)
     with write_tokens(
@@ -50,7 +53,7 @@ def save_tokens(path, ids, vocab_size=300, tokenizer_sha256=""):
         tokenizer_sha256=tokenizer_sha256,
     ) as writer:
         writer.append(ids)
-        # A last document that lacks its separator counts too.
+        # A last document without a separator counts too.
         writer.num_documents += int(len(ids) > 0 and ids[-1] != 256)
     return path
 
@@ -93,9 +96,9 @@ class Clone:
         return self.run(sys.executable, "-m", "dvc", *arguments, **options)
 
     def stage(self, name, *arguments, **env):
-        """Run a stage directly; returns what it did, whatever its exit status."""
+        """Run a stage without DVC; a failure does not raise."""
         return self.run(
-            sys.executable, "-m", f"pipeline.{name}", *arguments, check=False, **env
+            sys.executable, "-m", "pipeline", name, *arguments, check=False, **env
         )
 
     def git(self, *arguments):
@@ -117,7 +120,7 @@ class Clone:
 
 @pytest.fixture(scope="session")
 def fresh_clone(tmp_path_factory) -> Clone:
-    """This working tree as a clone would have it: only what git tracks, one commit."""
+    """A clone of this working tree: only the files that git tracks, in one commit."""
     base = tmp_path_factory.mktemp("session")
     path, home = base / "clone", base / "home"
     home.mkdir()
@@ -149,7 +152,7 @@ def built_clone(fresh_clone, tmp_path_factory) -> Clone:
 
 @pytest.fixture
 def clone(built_clone, tmp_path) -> Clone:
-    """A clone of one's own, already built."""
+    """A built clone that a test may change."""
     return built_clone.copy(tmp_path / "clone")
 
 
@@ -159,8 +162,82 @@ def corpus_text() -> bytes:
     return (ROOT / "data" / "train.txt").read_bytes()
 
 
+@pytest.fixture
+def workspace(fresh_clone, tmp_path, text) -> Clone:
+    """The code without its corpus, and its own source folder."""
+    path = tmp_path / "workspace"
+    for name in ("tiny_llm", "pipeline"):
+        shutil.copytree(fresh_clone.path / name, path / name)
+    shutil.copy(fresh_clone.path / "params.yaml", path)
+    source = tmp_path / "my stories"
+    source.mkdir()
+    for split in ("train", "valid"):
+        (source / f"{split}.txt").write_bytes(text)
+    (tmp_path / "home").mkdir()
+    workspace = Clone(path, tmp_path / "home")
+    workspace.source = source
+    workspace.set_param("source", f'"{source}"')
+    return workspace
+
+
+def built(workspace) -> list[str]:
+    """The files that stages have written."""
+    return sorted(
+        str(path.relative_to(workspace.path))
+        for name in ("build", "reports")
+        for path in (workspace.path / name).rglob("*")
+        if path.is_file()
+    )
+
+
+def expect(done, status, *words):
+    """Check for one readable line, the right exit status, and no traceback."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert "error: " in line
+    for word in words:
+        assert word in line
+    assert "Traceback" not in line
+
+
+def run_up_to(workspace, name):
+    for stage in (["fetch"], ["bpe"], ["encode", "train"], ["encode", "valid"]):
+        done = workspace.stage(*stage)
+        assert done.returncode == 0, done.stderr
+        if stage[0] == name:
+            return done
+    return done
+
+
+@contextlib.contextmanager
+def serve_folder(folder: Path):
+    """Serve files on the loopback interface; yields the URL and the paths asked for."""
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def wide_merges() -> list[tuple[bytes, bytes]]:
-    """65,536 merges: words of two and three letters, and last of all ABAB."""
+    """65,536 merges: words of two and three letters, and ABAB as the last."""
     letters = [letter.encode() for letter in string.ascii_uppercase]
     letters += [letter.encode() for letter in string.ascii_lowercase]
     pairs = [(a, b) for a in letters for b in letters]

@@ -1,9 +1,25 @@
+import bz2
+import gzip
+import io
+import lzma
+import os
+import tracemalloc
+import zipfile
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_llm import corpus
-from tiny_llm.corpus import SEPARATOR, find_cut, has_text, read_chunks, read_sample
+from tiny_llm.corpus import (
+    SEPARATOR,
+    find_cut,
+    has_text,
+    open_text,
+    read_chunks,
+    read_sample,
+    require_text,
+)
 from tiny_llm.errors import InputError, ResourceError
 from tiny_llm.tokenize import BPETokenizer
 
@@ -90,30 +106,116 @@ def test_sample_ends_with_the_last_whole_document(tmp_path):
     first, second = b"one" + SEPARATOR, b"two" + SEPARATOR
     path = tmp_path / "text.txt"
     path.write_bytes(first + second + b"three")
-    for sample_bytes in range(1, len(first) + len(second)):
-        expected = first
-        assert read_sample(path, sample_bytes) == expected
+    for sample_bytes in range(len(first), len(first) + len(second)):
+        assert read_sample(path, sample_bytes) == first
     assert read_sample(path, len(first) + len(second)) == first + second
     assert read_sample(path, len(first) + len(second) + 1) == first + second
     assert read_sample(path, 1000) == first + second + b"three"
 
 
-def test_sample_holds_the_first_document_however_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "CHUNK_BYTES", 5)
+def test_sample_without_a_separator_ends_before_white_space(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_bytes(b"x" * 100 + SEPARATOR + b"y")
-    assert read_sample(path, 3) == b"x" * 100 + SEPARATOR
-    path.write_bytes(b"x" * 100)
-    assert read_sample(path, 3) == b"x" * 100
+    path.write_bytes(b"once upon a time" + SEPARATOR + b"y")
+    assert read_sample(path, 10) == b"once upon"
+    assert read_sample(path, 15) == b"once upon a"
+    # This one ends inside the separator, a part of which is not text to learn from.
+    assert read_sample(path, 28) == b"once upon a"
+
+
+def test_sample_is_never_longer_than_asked(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"x" * 100)  # Nothing says where to cut.
+    assert [len(read_sample(path, n)) for n in (1, 3, 99, 100)] == [1, 3, 99, 100]
+
+
+def test_a_sample_larger_than_the_file_takes_no_more_memory_than_the_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"word " * 1000)
+    tracemalloc.start()
+    assert read_sample(path, 100 << 30) == path.read_bytes()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("text", [b"", b" \n", SEPARATOR, b"\n" + SEPARATOR * 3])
-def test_a_sample_without_a_document_is_refused(tmp_path, text):
+def test_a_text_without_a_document_is_refused(tmp_path, text):
     path = tmp_path / "text.txt"
     path.write_bytes(text)
     assert not has_text(text)
-    with pytest.raises(InputError, match="hold no document"):
+    message = rf"text\.txt holds no document, only {len(text)} bytes"
+    with pytest.raises(InputError, match=message):
         read_sample(path, 1000)
+    with pytest.raises(InputError, match=message):
+        require_text(path)
+
+
+def test_a_text_with_a_document_is_required_and_found(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(SEPARATOR + b"\n" * corpus.CHUNK_BYTES + b"x")
+    require_text(path)
+
+
+def zipped(text):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("train.txt", text)
+    return file.getvalue()
+
+
+STORY = "Once there was a little cat.\n<|endoftext|>\n"
+OTHER_KINDS = {
+    "a gzip file": gzip.compress(STORY.encode()),
+    "a zstd file": b"\x28\xb5\x2f\xfd\x04\x58" + STORY.encode(),
+    "an xz file": lzma.compress(STORY.encode()),
+    "a bzip2 file": bz2.compress(STORY.encode()),
+    "a zip file": zipped(STORY),
+    "a Parquet file": b"PAR1\x15\x04\x15" + STORY.encode() + b"PAR1",
+    "a PDF file": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" + STORY.encode(),
+    "UTF-16 text;": STORY.encode("utf-16"),
+    "UTF-16 text; convert": b"\xfe\xff" + STORY.encode("utf-16-be"),
+    "UTF-32 text;": STORY.encode("utf-32"),
+    "UTF-32 text; convert": b"\0\0\xfe\xff" + STORY.encode("utf-32-be"),
+    "UTF-16LE text without": STORY.encode("utf-16-le"),
+    "UTF-16BE text without": STORY.encode("utf-16-be"),
+    "UTF-32LE text without": STORY.encode("utf-32-le"),
+    "UTF-32BE text without": STORY.encode("utf-32-be"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_a_file_that_is_not_plain_text_is_refused_by_every_reader(tmp_path, kind):
+    path = tmp_path / "train.txt"
+    path.write_bytes(OTHER_KINDS[kind])
+    for read in (
+        lambda: list(read_chunks(path)),
+        lambda: read_sample(path, 10),
+        lambda: require_text(path),
+    ):
+        with pytest.raises(InputError, match=rf"train\.txt is {kind}.* first"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"PAR1", b"PAR1S is in France", b"BZh9 is a name", b"PK", b"PK\n", b"\x1f"),
+        *(b"%PDF", b"\xef\xbb\xbfwith a byte order mark", b"a\0b\0", b"\0" * 4000),
+        *(bytes(range(256)), b"NUL \0 in words\0 of text\0", "\u4f60".encode() * 2000),
+    ],
+)
+def test_text_that_looks_a_little_like_another_kind_is_read(tmp_path, text):
+    path = tmp_path / "train.txt"
+    path.write_bytes(text)
+    assert b"".join(read_chunks(path)) == text
+
+
+def test_an_opened_text_is_at_its_beginning_for_the_kernel_too(tmp_path):
+    """The fetch stage copies from the descriptor, not through Python's buffer."""
+    path = tmp_path / "train.txt"
+    path.write_bytes(b"x" * 10_000)
+    with open_text(path) as file:
+        assert (file.tell(), os.lseek(file.fileno(), 0, os.SEEK_CUR)) == (0, 0)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Against a real HTTP server on the loopback interface, with real faults."""
 
+import contextlib
 import hashlib
 import http.server
 import os
@@ -19,7 +20,7 @@ BODY = bytes(range(256)) * 8192  # 2 MiB
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves BODY with Range; `faults` are used up one a request, None is no fault."""
+    """Serves BODY, with Range; each request uses up one of `faults`, None for none."""
 
     daemon_threads = True
 
@@ -27,10 +28,20 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults: list[str | None] = []
         self.ranges: list[str | None] = []
+        self.errors: list[BaseException | None] = []
         self.url = f"http://127.0.0.1:{self.server_port}/stories.txt"
+
+    def handle_error(self, *_):
+        self.errors.append(
+            sys.exc_info()[1]
+        )  # Not printed: it would interrupt the test report.
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # Some tests kill the client.
+            super().handle()
+
     def log_message(self, *_):
         pass
 
@@ -76,6 +87,7 @@ def server():
         yield server
         server.shutdown()
         thread.join()
+        assert server.errors == []
 
 
 @pytest.fixture
@@ -164,6 +176,25 @@ def test_a_server_that_cannot_be_reached_is_named(pin, tmp_path, monkeypatch):
         IntegrityError, match=r"stories\.txt: cannot reach 127\.0\.0\.1; got 0"
     ):
         download(nobody, tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["404", "flip", "refused"])
+def test_no_message_shows_the_password_of_a_url(server, pin, tmp_path, fault):
+    server.faults = [fault] * 20
+    url = server.url.replace("//", "//ann:secret@")
+    if fault == "refused":
+        url = url.replace("http:", "ftp:")
+        (tmp_path / "pins.yaml").write_text(
+            f"train: {{url: '{url}', size: 3, sha256: a}}"
+        )
+        with pytest.raises(ConfigError) as caught:
+            read_pins(tmp_path / "pins.yaml")
+    else:
+        with pytest.raises(IntegrityError) as caught:
+            download(Pin(url, pin.size, pin.sha256), tmp_path)
+    assert "//***@127.0.0.1" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "ann" not in str(caught.value)
 
 
 def test_a_killed_download_is_resumed(server, pin, tmp_path):

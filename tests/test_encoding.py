@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from tests.conftest import PRINT_PEAK_KIB, SEP, STORIES, needs_proc, wide_merges
 from tiny_llm.encoding import encode_file
 from tiny_llm.errors import ConfigError, InputError, ResourceError
+from tiny_llm.textscan import TextScan
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import open_tokens, verify
 
@@ -36,12 +38,14 @@ def test_token_file_decodes_to_the_source_bytes(tokenizer, tmp_path, text):
     assert manifest.num_documents == len(STORIES)
 
 
+@pytest.mark.filterwarnings("ignore:.*(NUL bytes|invalid UTF-8):UserWarning")
 @pytest.mark.parametrize(
     "content",
     [
         b"\xef\xbb\xbfBOM and NUL \x00 and CRLF\r\n" + SEP,
         bytes(range(256)) * 3,
-        b"\xff\xfe" + SEP + b"\xc3" + SEP + b"\xa9",
+        # Not first in the file, where it would be the mark of UTF-16.
+        b" \xff\xfe" + SEP + b"\xc3" + SEP + b"\xa9",
         b"no separator at the end" + SEP + b"rest",
         b"<|im_start|> [MASK] <|endoftext|> <|endoftext",
     ],
@@ -51,6 +55,7 @@ def test_any_bytes_come_back_unchanged(tokenizer, tmp_path, content):
     assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")) == content
 
 
+@pytest.mark.filterwarnings("ignore:.*(NUL bytes|invalid UTF-8):UserWarning")
 def test_random_bytes_come_back_unchanged_for_any_chunk_size(tokenizer, tmp_path):
     dice = random.Random(0)
     for _ in range(100):
@@ -100,7 +105,7 @@ def test_a_file_without_a_document_is_refused_and_leaves_nothing(
     assert os.listdir(tmp_path) == ["in.txt"]
 
 
-def test_a_file_that_changes_meanwhile_is_refused(tokenizer, tmp_path, text):
+def test_a_file_that_changes_while_it_is_read_is_refused(tokenizer, tmp_path, text):
     def grow(_):
         with (tmp_path / "in.txt").open("ab") as file:
             file.write(b"more")
@@ -117,11 +122,106 @@ def test_a_missing_source_is_named_and_the_old_pair_kept(tokenizer, tmp_path, te
     assert verify(tmp_path / "out.bin").num_bytes == len(text)
 
 
-def test_the_source_is_never_overwritten(tokenizer, tmp_path, text):
-    (tmp_path / "text.bin").write_bytes(text)
-    with pytest.raises(ConfigError, match="is the text itself"):
-        encode_file(tokenizer, tmp_path / "text.bin", tmp_path / "text.bin")
-    assert (tmp_path / "text.bin").read_bytes() == text
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+@pytest.mark.parametrize("name", ["text.bin", "text.json"])
+def test_the_source_is_never_overwritten(tokenizer, tmp_path, text, name, link):
+    """Neither by the token file nor by its manifest, nor through another name."""
+    source = tmp_path / ("source.txt" if link else name)
+    source.write_bytes(text)
+    if link:
+        link(source, tmp_path / name)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ConfigError, match=rf"{name} is the text itself"):
+        encode_file(tokenizer, source, tmp_path / "text.bin")
+    assert source.read_bytes() == text
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 13, 100, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a\0b" + SEP + b"\0", "contains NUL bytes (count: 2, first offset: 1)"),
+        (b"\0", "contains NUL bytes (count: 1, first offset: 0)"),
+        (b"caf\xe9 au lait\xff", "contains invalid UTF-8 (bytes: 2, first offset: 3)"),
+        (b"\xff", "contains invalid UTF-8 (bytes: 1, first offset: 0)"),
+        (b'{"a": 1}', "is all JSON objects (lines: 1, first offset: 0)"),
+        (
+            b'\n {"text": "the cat sat"}\r\n\n{"text": "\xc3\xa9", "b": {}} \n',
+            "is all JSON objects (lines: 2, first offset: 2)",
+        ),
+    ],
+)
+def test_a_text_that_may_be_the_wrong_one_is_encoded_with_a_warning(
+    tokenizer, tmp_path, content, words, chunk_bytes
+):
+    with pytest.warns(UserWarning, match=re.escape(words)) as caught:
+        encode(tokenizer, tmp_path, content, chunk_bytes=chunk_bytes)
+    [message] = [str(warning.message) for warning in caught]
+    assert message.startswith(f"{tmp_path / 'in.txt'} ")
+    assert "\n" not in message
+    assert caught[0].filename == __file__
+    assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")) == content
+
+
+def test_a_long_text_without_separators_is_encoded_with_a_warning(
+    tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tiny_llm.textscan.LONG_DOCUMENT_BYTES", 1000)
+    with pytest.warns(UserWarning, match="is one document of 1,001 bytes"):
+        encode(tokenizer, tmp_path, b"word " * 200 + b"x")
+    encode(tokenizer, tmp_path, b"word " * 200)
+    encode(tokenizer, tmp_path, b"word " * 200 + SEP + b"x")
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 20])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"a": 1}\n[1]\n',
+        b'{"a": 1}\n{"a": 1\n',
+        b'{"a": 1}\nOnce\n{"a": 1}',
+        b"{braces}\n",
+        b'"a"\n1\n',
+        b'[{"a": 1}]',
+        b'{\n"a": 1\n}',
+        b'{"a":' * 3000,
+    ],
+)
+def test_text_with_braces_is_not_taken_for_json_lines(
+    tokenizer, tmp_path, content, chunk_bytes
+):
+    encode(tokenizer, tmp_path, content, chunk_bytes=chunk_bytes)  # Without a warning.
+
+
+def test_a_warning_turned_into_an_error_keeps_the_old_pair(tokenizer, tmp_path, text):
+    encode(tokenizer, tmp_path, text)
+    with pytest.raises(UserWarning, match="NUL"):  # As pyproject.toml asks of pytest.
+        encode(tokenizer, tmp_path, b"\0")
+    assert verify(tmp_path / "out.bin").num_bytes == len(text)
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid UTF-8:UserWarning")
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_a_scan_tells_what_the_manifest_does_not(tokenizer, tmp_path, num_threads):
+    dice = random.Random(0)
+    for _ in range(50):
+        parts = [dice.randbytes(dice.randrange(9)), SEP, b" \n", "\u00e9".encode()]
+        content = b"x" + b"".join(dice.choices(parts, k=20)).replace(b"\0", b"")
+        scan = TextScan()
+        encode(
+            tokenizer,
+            tmp_path,
+            content,
+            chunk_bytes=dice.randrange(1, 100),
+            num_threads=num_threads,
+            scan=scan,
+        )
+        decoded = content.decode("utf-8", "surrogateescape")
+        invalid = [c for c in decoded if "\udc80" <= c <= "\udcff"]
+        assert scan.num_invalid_bytes == len(invalid)
+        assert scan.num_bytes == len(content)
+        assert scan.num_nul_bytes == 0
 
 
 @pytest.mark.parametrize("name", ["chunk_bytes", "num_threads"])
@@ -183,8 +283,10 @@ def test_a_killed_run_leaves_the_old_pair_or_the_new(tokenizer, tmp_path, text):
         process.communicate()
         if (tmp_path / "out.json").exists():
             assert verify(target).num_bytes == source.stat().st_size
-        elif target.exists():  # Killed between the two renames: the ids are whole.
+        elif target.exists():  # Killed between the two renames, with complete ids.
             assert tokenizer.decode_bytes(np.fromfile(target, "<u2")) == text * 2000
+    encode_file(tokenizer, source, target)
+    assert not list(tmp_path.glob("*.tmp"))  # What the killed runs left is gone.
 
 
 @needs_proc

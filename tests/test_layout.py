@@ -23,9 +23,11 @@ ARROWS = {
     "errors": set(),
     "atomic": {"errors"},
     "checks": {"errors"},
+    "filekind": {"errors"},
     "layout": {"errors"},
-    "corpus": {"checks", "errors"},
-    "download": {"atomic", "errors", "layout"},
+    "corpus": {"checks", "errors", "filekind"},
+    "yaml_file": {"atomic", "errors"},
+    "download": {"atomic", "errors", "layout", "yaml_file"},
     "tokenizer_json": {"atomic", "corpus", "errors"},
     "engine": {"corpus", "tokenizer_json"},
     "tokenize": {
@@ -37,10 +39,12 @@ ARROWS = {
         "tokenizer_json",
         "tokens",
     },
-    "tokens": {"atomic", "errors"},
+    "manifest": {"errors"},
+    "tokens": {"atomic", "errors", "manifest"},
     "parallel": {"checks", "errors"},
-    "encoding": {"checks", "corpus", "errors", "parallel", "tokenize", "tokens"},
+    "encoding": {"corpus", "errors", "parallel", "textscan", "tokenize", "tokens"},
     "stats": {"tokens"},
+    "textscan": {"corpus"},
     "batching": {"atomic", "batching", "checks", "errors", "layout", "tokens"},
     "data": {
         "batching",
@@ -51,6 +55,7 @@ ARROWS = {
         "layout",
         "tokenize",
         "tokens",
+        "yaml_file",
     },
 }
 SOURCES = [
@@ -95,6 +100,14 @@ def stages() -> dict:
     return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
+def stage_closure(stage: dict) -> set[str]:
+    """The files that `python -m pipeline STAGE` imports."""
+    command = stage["cmd"].split()
+    assert command[:3] == ["python", "-m", "pipeline"]
+    entry = ROOT / "pipeline" / "__main__.py"
+    return import_closure(entry) | import_closure(to_file(f"pipeline.{command[3]}"))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrows_point_down_only(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -115,14 +128,22 @@ def test_arrows_point_down_only(path):
 def test_deps_of_a_stage_are_the_files_it_imports(name):
     """DVC does not follow imports: a missing dep would silently keep stale tokens."""
     stage = stages()[name]
-    module = stage["cmd"].split()[2]
-    script = to_file(module)
     deps = {dep for dep in stage["deps"] if dep.endswith(".py")}
-    assert deps == import_closure(script)
+    assert deps == stage_closure(stage)
 
 
 def test_stages_have_their_names():
     assert list(stages()) == ["fetch", "bpe", "encode-train", "encode-valid"]
+
+
+def test_every_stage_is_listed_by_the_help_of_the_pipeline():
+    names = {
+        path.stem
+        for path in (ROOT / "pipeline").glob("*.py")
+        if "def run(" in path.read_text()
+    }
+    docstring = ast.get_docstring(ast.parse(to_file("pipeline").read_text()))
+    assert set(re.findall(r"(?m)^    (\w+)", docstring)) == names
 
 
 @pytest.mark.parametrize("package", ["pipeline", "tiny_llm", "tools"])

@@ -11,7 +11,7 @@ def test_results_come_in_the_order_of_the_items(num_threads):
 
     def work(item):
         if item == 0 and num_threads != 1 and count_threads() > 1:
-            gate.wait(5)  # The first is finished last.
+            gate.wait(5)  # The first item is finished last.
         gate.set()
         return item * item
 
@@ -33,7 +33,7 @@ def test_items_are_taken_only_a_few_ahead():
     results.close()
 
 
-def test_a_failure_surfaces_when_its_turn_comes():
+def test_a_failure_is_raised_in_place_of_its_result():
     results = map_in_order(lambda item: 1 // item, [2, 1, 0, 1], 2)
     assert next(results) == 0
     assert next(results) == 1
@@ -41,7 +41,7 @@ def test_a_failure_surfaces_when_its_turn_comes():
         next(results)
 
 
-def test_a_failure_of_the_items_surfaces_and_no_thread_is_left():
+def test_a_failure_of_the_items_is_raised_and_no_thread_is_left():
     before = threading.active_count()
 
     def items():

@@ -31,7 +31,7 @@ def digests(clone) -> dict[str, str]:
 
 
 def stages_run(done) -> list[str]:
-    """The stages that DVC ran: neither skipped nor restored from its run cache."""
+    """The stages that DVC ran, not those it skipped or took from its run cache."""
     return [
         line.split("'")[1]
         for line in done.stdout.splitlines()

@@ -1,65 +1,15 @@
 """Stages run one by one: bad input ends in one line, a status, and no outputs."""
 
+import gzip
 import hashlib
-import http.server
 import json
 import os
-import shutil
 import subprocess
 import sys
-import threading
 
 import pytest
 
-from tests.conftest import SEP, Clone
-
-
-@pytest.fixture
-def workspace(fresh_clone, tmp_path, text) -> Clone:
-    """The code without its corpus, and a source folder of one's own."""
-    path = tmp_path / "workspace"
-    for name in ("tiny_llm", "pipeline"):
-        shutil.copytree(fresh_clone.path / name, path / name)
-    shutil.copy(fresh_clone.path / "params.yaml", path)
-    source = tmp_path / "my stories"
-    source.mkdir()
-    for split in ("train", "valid"):
-        (source / f"{split}.txt").write_bytes(text)
-    (tmp_path / "home").mkdir()
-    workspace = Clone(path, tmp_path / "home")
-    workspace.source = source
-    workspace.set_param("source", f'"{source}"')
-    return workspace
-
-
-def built(workspace) -> list[str]:
-    """What the stages left behind."""
-    return sorted(
-        str(path.relative_to(workspace.path))
-        for name in ("build", "reports")
-        for path in (workspace.path / name).rglob("*")
-        if path.is_file()
-    )
-
-
-def expect(done, status, *words):
-    """One readable line, the right exit status, and no traceback."""
-    assert done.returncode == status, done.stderr
-    assert done.stdout == ""
-    [line] = done.stderr.splitlines()
-    assert "error: " in line
-    for word in words:
-        assert word in line
-    assert "Traceback" not in line
-
-
-def run_up_to(workspace, name):
-    for stage in (["fetch"], ["bpe"], ["encode", "train"], ["encode", "valid"]):
-        done = workspace.stage(*stage)
-        assert done.returncode == 0, done.stderr
-        if stage[0] == name:
-            return done
-    return done
+from tests.conftest import SEP, built, expect, run_up_to, serve_folder
 
 
 def test_a_stage_says_in_one_line_what_it_wrote(workspace):
@@ -104,7 +54,21 @@ def test_advice_on_a_small_vocab_fits_the_sample(workspace):
 def test_every_stage_explains_itself(workspace, name):
     done = workspace.stage(name, "--help")
     assert done.returncode == 0
-    assert f"python -m pipeline.{name}" in done.stdout
+    assert f"python -m pipeline {name}" in done.stdout
+
+
+def test_the_help_of_the_pipeline_lists_its_stages(workspace):
+    done = workspace.stage("--help")
+    assert done.returncode == 0
+    for name in ("fetch", "bpe", "encode SPLIT", "verify"):
+        assert f"\n    {name} " in done.stdout
+    without = workspace.run(sys.executable, "-m", "pipeline", check=False)
+    assert (without.returncode, without.stderr) == (2, done.stdout)
+
+
+@pytest.mark.parametrize("name", ["train", "stage", "tinystories.yaml", "../setup"])
+def test_what_is_not_a_stage_is_refused(workspace, name):
+    expect(workspace.stage(name), 2, f"there is no stage '{name}'", "--help")
 
 
 def test_metrics_say_what_was_made(workspace, text):
@@ -138,7 +102,11 @@ def test_metrics_say_what_was_made(workspace, text):
         ("source", "gone", "fetch", 3, ["no folder or file gone"]),
         ("source", "3", "fetch", 2, ["fetch.source is 3"]),
         ("source", "", "fetch", 2, ["fetch.source is None"]),
-        ("source", "params.yaml", "fetch", 2, ["train needs url"]),
+        ("source", "params.yaml", "fetch", 2, ["params.yaml: train needs url"]),
+        ("source", "params.yaml", "fetch", 2, ["or the folder that holds your train"]),
+        ("source", "~/stories", "fetch", 2, ["~/stories", "nor params.yaml expands ~"]),
+        ("source", "~/stories", "fetch", 2, ["give the absolute path, /", "/stories"]),
+        ("source", "https://me:secret@x.org", "fetch", 2, ["URL https://***@x.org"]),
         ("source", "!!python/object/apply:os.getcwd []", "fetch", 2, ["plain YAML"]),
         ("vocab_size", "256", "bpe", 2, ["vocab_size is 256", "257"]),
         ("vocab_size", "2000000", "bpe", 2, ["vocab_size is 2,000,000", "1,048,576"]),
@@ -165,14 +133,51 @@ def test_a_missing_parameter_is_named(workspace):
     (workspace.path / "params.yaml").write_text("bpe:\n")
     expect(workspace.stage("fetch"), 2, "params.yaml lacks fetch.source")
     expect(workspace.stage("bpe"), 2, "params.yaml lacks bpe.vocab_size")
+
+
+@pytest.mark.parametrize(
+    "command", ["fetch", "bpe", "encode train", "encode valid", "verify"]
+)
+def test_another_folder_is_named_in_the_same_way_by_every_stage(workspace, command):
     (workspace.path / "params.yaml").unlink()
-    expect(workspace.stage("bpe"), 2, "no params.yaml here")
+    done = workspace.stage(*command.split())
+    expect(done, 2, f"no params.yaml in {workspace.path}; run it in the repository")
+
+
+@pytest.mark.parametrize(
+    "command", ["fetch", "bpe", "encode train", "encode valid", "verify"]
+)
+def test_a_python_without_the_packages_says_how_to_get_them(workspace, command):
+    done = workspace.run(
+        sys.executable, "-S", "-m", "pipeline", *command.split(), check=False
+    )
+    expect(done, 2, "lacks the packages", "`make repro`", "`. .venv/bin/activate`")
 
 
 def test_a_source_folder_without_a_split_is_refused(workspace):
     (workspace.source / "valid.txt").unlink()
     expect(workspace.stage("fetch"), 3, "valid.txt", "must hold train.txt and valid")
     assert built(workspace) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"Once there was a cat.\n", b'Ben: "hi": no\n', b"\xff\xfe", b"a b. " * 100_000],
+    ids=["plain", "not YAML", "not UTF-8", "large"],
+)
+def test_a_text_file_as_source_is_told_to_be_in_a_folder(workspace, content):
+    (workspace.path / "stories.txt").write_bytes(content)
+    workspace.set_param("source", "stories.txt")
+    done = workspace.stage("fetch")
+    expect(done, 2, "stories.txt", "the folder that holds your train.txt and valid.txt")
+    assert built(workspace) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs Linux's /sys")
+def test_a_folder_that_is_read_only_is_named_with_a_remedy(workspace):
+    """Nobody can create files in /sys, not even root."""
+    (workspace.path / "build").symlink_to("/sys/kernel")
+    expect(workspace.stage("fetch"), 5, "build/corpus", "or work in a copy of your own")
 
 
 def test_an_empty_source_is_refused(workspace):
@@ -187,7 +192,7 @@ def test_a_corpus_without_a_document_is_refused(workspace, content):
     (workspace.source / "valid.txt").write_bytes(content)
     expect(workspace.stage("fetch"), 3, "my stories/train.txt holds no document")
     assert built(workspace) == []
-    # However it came there, the next stage refuses it too.
+    # The next stage refuses it too, in case it got there some other way.
     corpus = workspace.path / "build" / "corpus"
     corpus.mkdir(parents=True)
     (corpus / "train.txt").write_bytes(content)
@@ -237,7 +242,7 @@ def test_verify_names_what_is_damaged(workspace):
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell's ulimit")
 @pytest.mark.parametrize("stage", ["fetch", "bpe", "encode train"])
 def test_a_disk_that_refuses_to_grow_a_file_is_named(workspace, stage, text):
-    """A file size limit of 1 KiB stands in for a full disk, with the same path."""
+    """A file size limit of 1 KiB takes the same code path as a full disk."""
     (workspace.source / "train.txt").write_bytes(text * 100)
     if stage != "fetch":
         run_up_to(workspace, {"bpe": "fetch"}.get(stage, "bpe"))
@@ -245,7 +250,7 @@ def test_a_disk_that_refuses_to_grow_a_file_is_named(workspace, stage, text):
     done = workspace.run(
         "bash",
         "-c",
-        f"ulimit -f 1; exec {sys.executable} -m pipeline.{stage}",
+        f"ulimit -f 1; exec {sys.executable} -m pipeline {stage}",
         check=False,
     )
     expect(done, 5, "build/", "File too large")
@@ -254,7 +259,7 @@ def test_a_disk_that_refuses_to_grow_a_file_is_named(workspace, stage, text):
 
 def test_two_runs_of_one_stage_leave_one_whole_result(workspace):
     run_up_to(workspace, "bpe")
-    command = [sys.executable, "-m", "pipeline.encode", "train"]
+    command = [sys.executable, "-m", "pipeline", "encode", "train"]
     runs = [
         subprocess.Popen(command, cwd=workspace.path, stderr=subprocess.DEVNULL)
         for _ in range(3)
@@ -272,23 +277,13 @@ def test_the_source_is_copied_byte_for_byte_and_left_alone(workspace, text):
     assert not os.path.samefile(copy, workspace.source / "train.txt")
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 def test_a_manifest_is_downloaded_once_and_verified(workspace, text):
-    def handler(*args):
-        return QuietHandler(*args, directory=str(workspace.source))
-
     manifest = workspace.path / "pins.yaml"
     workspace.set_param("source", "pins.yaml")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
+    with serve_folder(workspace.source) as (url, _):
         pins = {
             split: {
-                "url": f"http://127.0.0.1:{server.server_port}/{split}.txt",
+                "url": f"{url}/{split}.txt",
                 "size": len(text),
                 "sha256": hashlib.sha256(text).hexdigest(),
             }
@@ -299,9 +294,28 @@ def test_a_manifest_is_downloaded_once_and_verified(workspace, text):
         pins["valid"]["sha256"] = "0" * 64
         manifest.write_text(json.dumps(pins))
         expect(workspace.stage("fetch"), 4, "valid.txt: got sha256", "not 0000")
-        server.shutdown()
-        thread.join()
     pins["valid"]["sha256"] = pins["train"]["sha256"]
     manifest.write_text(json.dumps(pins))
     run_up_to(workspace, "fetch")  # From the cache: the server is gone.
     assert (workspace.path / "build" / "corpus" / "valid.txt").read_bytes() == text
+
+
+def test_a_source_that_is_not_plain_text_is_refused(workspace, text):
+    (workspace.source / "valid.txt").write_bytes(gzip.compress(text))
+    expect(workspace.stage("fetch"), 3, "valid.txt is a gzip file; decompress it")
+    assert built(workspace) == []
+
+
+def test_a_text_with_invalid_bytes_is_encoded_with_a_warning(workspace, text):
+    (workspace.source / "train.txt").write_bytes(b"caf\xe9 \xff\n" + text)
+    run_up_to(workspace, "bpe")
+    done = workspace.stage("encode", "train")
+    assert done.returncode == 0
+    warning, closing_line = done.stderr.splitlines()
+    assert warning.startswith(
+        "python -m pipeline encode: warning: build/corpus/train.txt contains invalid "
+        "UTF-8 (bytes: 2, first offset: 3); "
+    )
+    assert closing_line.startswith("wrote build/tokens/train.bin: ")
+    report = workspace.path / "reports" / "encode-train.json"
+    assert json.loads(report.read_bytes())["num_invalid_bytes"] == 2

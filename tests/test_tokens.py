@@ -117,31 +117,107 @@ def test_the_manifest_decides_the_dtype(tmp_path):
     write(path, [1, 70_000], vocab_size=80_000)
     assert open_tokens(path).tolist() == [1, 70_000]
     edit_manifest(path, dtype="uint16", num_tokens=4)
-    with pytest.raises(IntegrityError, match="says dtype 'uint16' where"):
+    with pytest.raises(IntegrityError, match=r"dtype is 'uint16', but a vocab_size"):
         open_tokens(path)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", "nonsense", '{"format_version": 1}', "\x00"]
-)
-def test_a_file_that_is_no_manifest_is_refused(tmp_path, content):
-    path = tmp_path / "train.bin"
-    write(path, [1])
-    manifest_path(path).write_text(content)
-    with pytest.raises(IntegrityError, match="is not the manifest of a token file"):
-        open_tokens(path)
+DIGITS = "9" * 5000
 
 
 @pytest.mark.parametrize(
-    "values", [{"num_tokens": "5"}, {"block_crc32": 3}, {"sha256": None}]
+    "content",
+    [
+        *(b"", b"[]", b"{}", b"nonsense", b'{"format_version": 1}', b"\x00", b"null"),
+        *(b"[" * 3000, b'{"a":' * 3000, b"[" * 3000 + b"]" * 3000),
+        *(b"\xff\xfe\xfd", b'{"\xff": 1}', b"NaN", DIGITS.encode()),
+        b'{"format_version": 1, "a\\nb": 2}',
+        b'{"format_version": ' + DIGITS.encode() + b"}",
+    ],
+    ids=lambda content: repr(content[:20]),
 )
-def test_a_manifest_with_a_value_of_another_type_is_refused(tmp_path, values):
+def test_a_file_that_is_not_a_manifest_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "train.bin"
     write(path, [1])
-    edit_manifest(path, **values)
+    manifest_path(path).write_bytes(content)
     for check in (open_tokens, verify):
-        with pytest.raises(IntegrityError, match=f"{next(iter(values))} is"):
+        with pytest.raises(
+            IntegrityError, match="is not the manifest of a token file"
+        ) as info:
             check(path)
+        assert "\n" not in str(info.value)
+        assert len(str(info.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("num_tokens", value) for value in ('"5"', "NaN", "-1", "1e3", "true")),
+        *(("num_tokens", value) for value in ("null", "[]", DIGITS, DIGITS[:4000])),
+        *(("num_documents", value) for value in ("-1", "4", "Infinity")),
+        *(("num_bytes", value) for value in ("-1", "0.5", DIGITS[:60])),
+        *(("vocab_size", value) for value in ("0", "-300", DIGITS[:60], "256")),
+        *(("separator_id", value) for value in ("-1", "300", '"256"')),
+        *(("sha256", value) for value in ("null", '""', '"g"', f'"{DIGITS}"')),
+        *(("tokenizer_sha256", value) for value in ("1", '"a\\nb"', f'"{DIGITS}"')),
+        *(("block_crc32", value) for value in ("3", "[-1]", '["1"]', "[[]]", "{}")),
+        *(("block_crc32", value) for value in ("[4294967296]", "[" * 3000)),
+        *(("dtype", value) for value in ("1", '"uint32"', '"<u2"', f'"{DIGITS}"')),
+        *(("format_version", value) for value in ("true", "1.0", "2", '"1"', DIGITS)),
+        *(("extra", "1"), ("num_tokens", '3, "num_tokens": 4'), (DIGITS, "1")),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_manifest_with_an_impossible_value_is_refused_in_one_line(
+    tmp_path, name, value
+):
+    path = tmp_path / "train.bin"
+    write(path, [1, 2, 256])
+    values = json.loads(manifest_path(path).read_text())
+    values.pop(name, None)
+    pairs = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()]
+    pairs.append(f'"{name}": {value}')
+    manifest_path(path).write_text("{" + ", ".join(pairs) + "}")
+    for check in (open_tokens, verify):
+        with pytest.raises(IntegrityError) as info:
+            check(path)
+        assert "\n" not in str(info.value)
+        assert len(str(info.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize("name", ["num_tokens", "block_crc32", "sha256"])
+def test_a_manifest_that_lacks_a_value_is_refused(tmp_path, name):
+    path = tmp_path / "train.bin"
+    write(path, [1])
+    values = json.loads(manifest_path(path).read_text())
+    del values[name]
+    manifest_path(path).write_text(json.dumps(values))
+    with pytest.raises(IntegrityError, match=f"it lacks '{name}'"):
+        open_tokens(path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"num_documents": n} for n in (0, 1, 4)),
+        *({"vocab_size": 257}, {"separator_id": 255}, {"separator_id": 9}),
+        *({"block_crc32": [1]}, {"block_crc32": []}, {"sha256": "0" * 64}),
+        {"num_tokens": 4},
+    ],
+)
+def test_verify_finds_a_changed_value_of_the_manifest(tmp_path, values):
+    path = tmp_path / "train.bin"
+    write(path, [5, 256, 299, 256, 9])
+    edit_manifest(path, **values)
+    with pytest.raises(IntegrityError, match="encode the text again"):
+        verify(path)
+
+
+def test_verify_finds_checksums_beyond_the_end_of_the_file(tmp_path):
+    path = tmp_path / "train.bin"
+    write(path, [5, 256])
+    edit_manifest(path, block_crc32=[*read_manifest(path).block_crc32, 1])
+    with pytest.raises(IntegrityError, match=r"train\.json is damaged"):
+        verify(path)
 
 
 @pytest.mark.parametrize("name", ["train.json", "train", "train.txt"])
@@ -165,6 +241,51 @@ def test_a_file_without_manifest_is_read_as_uint16(tmp_path):
     assert open_tokens(path).tolist() == [1, 258]
     with pytest.raises(InputError, match="no manifest"):
         verify(path)
+
+
+def llm_c_file(path, magic, version, ids, dtype):
+    """As dev/data/data_common.py of llm.c writes it."""
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, len(ids)
+    path.write_bytes(header.tobytes() + np.array(ids, dtype).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("magic", "version", "dtype", "ids"),
+    [(20240520, 1, "<u2", [1, 50256, 65535]), (20240801, 7, "<u4", [1, 128000])],
+)
+def test_a_file_of_llm_c_is_read_without_its_header(
+    tmp_path, magic, version, dtype, ids
+):
+    path = tmp_path / "fineweb_train_000001.bin"
+    llm_c_file(path, magic, version, ids, dtype)
+    found = open_tokens(path)
+    assert (found.tolist(), found.dtype) == (ids, np.dtype(dtype))
+    assert not found.flags.writeable
+
+    llm_c_file(path, magic, version + 1, ids, dtype)
+    message = f"token file of llm.c .{magic}. in version {version + 1}; only version "
+    with pytest.raises(IntegrityError, match=message):
+        open_tokens(path)
+
+    llm_c_file(path, magic, version, ids, dtype)
+    whole = path.read_bytes()
+    for content in (whole[:-2], whole + b"\0\0\0\0", whole[:1024], whole[:512]):
+        path.write_bytes(content)
+        message = f"holds {len(content):,} bytes, its llm.c header says {len(whole):,}"
+        with pytest.raises(IntegrityError, match=message):
+            open_tokens(path)
+
+    llm_c_file(path, magic, version, [], dtype)
+    with pytest.raises(InputError, match="holds 0 bytes, not a positive"):
+        open_tokens(path)
+
+
+def test_a_manifest_is_trusted_even_if_ids_look_like_a_header(tmp_path):
+    path = tmp_path / "train.bin"
+    ids = np.array([20240520, 1, 300], "<i4").view("<u2").tolist()
+    write(path, ids, vocab_size=65_536)
+    assert open_tokens(path).tolist() == ids
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01\x00\x02"])

@@ -4,6 +4,8 @@ import csv
 import hashlib
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +27,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 def arguments(folder: Path, out: Path, **options) -> list[str]:
-    """The command line; an option that is True has no value."""
+    """The command line; True stands for an option without a value."""
     options = {"tokens": folder, "tokenizer": folder / "tokenizer.json"} | options
     line = [str(ROOT / "examples" / "train.py"), "--out", str(out), "--device", "cpu"]
     for name, value in options.items():
@@ -47,7 +49,7 @@ def start(folder: Path, out: Path, launcher=(), **options) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    """What it printed."""
+    """Wait for success; return stdout."""
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return output
@@ -74,13 +76,13 @@ def encode(folder: Path, text: bytes) -> Path:
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory, corpus_text) -> Path:
-    """A folder of token files and their tokenizer, made of some 600 stories."""
+    """A folder of token files and their tokenizer, from about 600 stories."""
     return encode(tmp_path_factory.mktemp("tokens"), corpus_text[:500_000])
 
 
 @pytest.fixture(scope="module")
 def whole_run(tokens, tmp_path_factory) -> Path:
-    """What an uninterrupted run left, and printed.txt."""
+    """The folder of an uninterrupted run, with its stdout in printed.txt."""
     out = tmp_path_factory.mktemp("whole")
     (out / "printed.txt").write_text(finish(start(tokens, out, **RUN)))
     return out
@@ -92,7 +94,7 @@ def test_the_loss_falls_and_a_story_follows(whole_run):
     assert float(trace[0]["loss"]) == pytest.approx(5.7, abs=0.2)  # ln(300)
     valid_losses = [float(row["valid_loss"]) for row in trace if row["valid_loss"]]
     assert len(valid_losses) == 10
-    # What the frequencies of ids alone can give is 4.2.
+    # Knowing only how frequent each id is gives 4.2.
     assert max(float(trace[-1]["loss"]), valid_losses[-1]) < 3.9
     lines, story = (whole_run / "printed.txt").read_text().split("\n\n", 1)
     assert lines.startswith("step    10  loss ")
@@ -131,6 +133,51 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole_run, tokens, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_run_may_train_longer_than_planned(whole_run, tokens, tmp_path):
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    printed = finish(start(tokens, tmp_path, resume=True, num_steps=240))
+    assert printed.splitlines()[0] == (
+        "num_steps: 200 -> 240; from step 201 on, the learning rate follows the longer "
+        "schedule, unlike in a run planned for it from the start"
+    )
+    before, after = read_trace(whole_run), read_trace(tmp_path)
+    assert after[:200] == before
+    assert [int(row["step"]) for row in after] == list(range(240))
+    assert load(tmp_path)["config"] == RUN | {"num_steps": 240}
+    for row in after[200:]:
+        step = int(row["step"])
+        x, _ = get_batch(tokens / "train.bin", 8, 16, seed=7, step=step, replace=False)
+        digest = hashlib.sha256(x.numpy().tobytes()).hexdigest()
+        assert row["batch_sha256"] == digest[:12]
+    # The new number of steps is now part of the run.
+    assert "num_steps:" not in finish(start(tokens, tmp_path, resume=True))
+
+
+def test_the_same_number_of_steps_changes_nothing(whole_run, tokens, tmp_path):
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    printed = finish(start(tokens, tmp_path, resume=True, num_steps=200))
+    assert "num_steps:" not in printed
+    for name in ("loss.csv", "checkpoint.pt"):
+        assert (tmp_path / name).read_bytes() == (whole_run / name).read_bytes()
+
+
+def test_a_run_cannot_become_shorter(refuse, begun):
+    status, line = refuse(begun, resume=True, num_steps=100)
+    assert status == 2
+    assert "num_steps is 100, but the run was planned for 200" in line
+
+
+def test_every_option_has_a_help_text(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        train.main()
+    options = capsys.readouterr().out.split("options:")[1]
+    for entry in re.split(r"\n  (?=-)", options)[1:]:
+        name, *text = re.split(r"\n {24}|  +", entry.strip(), maxsplit=1)
+        assert text, name
+        assert len(text[0]) > 5
+
+
 def test_two_ranks_take_the_samples_of_one_and_learn_the_same(tokens, tmp_path):
     options = RUN | {"num_steps": 30}
     alone = start(tokens, tmp_path / "one", **options)
@@ -146,7 +193,7 @@ def test_two_ranks_take_the_samples_of_one_and_learn_the_same(tokens, tmp_path):
 
 @pytest.fixture
 def refuse(tokens, monkeypatch, capsys):
-    """Run in this process what must be refused; returns its exit status and line."""
+    """Run in this process what must be refused; return the exit status and the line."""
 
     def run(out: Path, folder: Path = tokens, **options) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", arguments(folder, out, **options))
@@ -163,7 +210,7 @@ def refuse(tokens, monkeypatch, capsys):
 
 @pytest.fixture
 def begun(tokens, tmp_path) -> Path:
-    """A folder with as much of a checkpoint as refusals look at."""
+    """A folder with the parts of a checkpoint that refusals look at."""
     data = fingerprint(tokens / "train.bin")
     saved = {"config": RUN, "fingerprint": data, "step": 20}
     torch.save(saved, tmp_path / "checkpoint.pt")
@@ -181,7 +228,7 @@ def test_other_data_is_refused(refuse, begun, corpus_text):
 def test_options_that_contradict_the_checkpoint_are_refused(refuse, begun):
     status, line = refuse(begun, resume=True, seed=7, lr=0.02)
     assert status == 2
-    assert "lr is 0.02, the run began with 0.003" in line
+    assert "lr is 0.02, but the run began with 0.003" in line
 
 
 def test_a_run_is_not_overwritten(refuse, begun):

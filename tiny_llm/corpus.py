@@ -1,7 +1,7 @@
 """Text files as documents: chunks cut where no id can change.
 
 A document ends at a separator. Text is bytes throughout: nothing is decoded,
-so line ends, byte order marks and invalid UTF-8 come through unchanged.
+so line endings, byte order marks and invalid UTF-8 come through unchanged.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from typing import IO
 
 from tiny_llm.checks import check_int
 from tiny_llm.errors import ConfigError, InputError, ResourceError
+from tiny_llm.filekind import HEAD_BYTES, check_is_text
 
 SEPARATOR = b"<|endoftext|>"
 
 # Larger chunks take more memory and are no faster (benchmarks/LOG.md).
 CHUNK_BYTES = 1 << 19
 
-# The longest piece of text without a place to cut it, held in memory at once.
+# Text is held in memory until it can be cut; this is the limit.
 MAX_UNCUT_BYTES = 256 << 20
 
-# A visible ASCII character before ASCII white space always ends a pretoken of the
-# GPT-2 pattern, and what follows is split the same without it: so a document
-# longer than a chunk may be cut there (tests/test_corpus.py sweeps every offset).
+# In the GPT-2 pattern, a visible ASCII character before ASCII white space always ends
+# a pretoken, and the text after it is split the same way without it. So a document
+# longer than a chunk can be cut there (tests/test_corpus.py sweeps every offset).
 _SAFE_CUT = re.compile(rb"[!-~](?=[ \t\n\r])")
 
 
 def find_cut(text: bytes, start: int = 0) -> int:
-    """The last place where `text` can be cut without changing any id.
+    """Find the last place where `text` can be cut without changing any id.
 
     Args:
-        text: Text that goes on after its end.
-        start: Where to begin to look; nothing before it can be cut.
+        text: The beginning of a longer text.
+        start: Where the search begins; there is no such place before it.
 
     Returns:
-        The length of the piece before the cut: after the last separator if there
-        is one, else before the last white space that follows a visible ASCII
-        character, else 0.
+        The length of the piece before the cut. The cut is after the last separator,
+        or without one before the last white space that follows a visible ASCII
+        character. 0 if there is neither.
 
     >>> find_cut(b"The end.<|endoftext|>Once upon")
     21
@@ -63,12 +64,17 @@ def open_text(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a text file for reading.
 
     Raises:
-        InputError: The file is missing, or it changed while it was open.
+        InputError: The file is missing, is not plain text (`check_is_text`), or
+            changed while it was open.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; give the path of a text file")
     with open(path, "rb") as file:
         before = os.fstat(file.fileno())
+        # Not file.read: its buffer would leave the descriptor, which fetch copies
+        # from, further on than the file object.
+        check_is_text(path, os.read(file.fileno(), HEAD_BYTES))
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
         yield file
         after = os.fstat(file.fileno())
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -81,17 +87,19 @@ def open_text(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def read_chunks(
     path: str | os.PathLike[str], chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[bytes]:
-    """Read a file in pieces that can be encoded one by one.
+    """Read a file in chunks that can be encoded one by one.
 
     Args:
         path: The text file; never held in memory as a whole.
         chunk_bytes: How many bytes to read at a time. Ids do not depend on it.
 
     Yields:
-        Consecutive pieces; joined they are the file's bytes.
+        Consecutive chunks; joined, they are the bytes of the file.
 
     Raises:
-        InputError: The file is missing, or it changed while it was read.
+        ConfigError: `chunk_bytes` is below 1.
+        InputError: The file is missing, is not plain text, or changed while it was
+            read.
         ResourceError: More than `MAX_UNCUT_BYTES` without a place to cut.
     """
     with open_text(path) as file:
@@ -99,7 +107,7 @@ def read_chunks(
 
 
 def cut_chunks(file: IO[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Like `read_chunks`, from an open file, or from memory by way of io.BytesIO.
+    """Like `read_chunks`, but from an open file or an io.BytesIO.
 
     Raises:
         ConfigError: `chunk_bytes` is below 1.
@@ -107,7 +115,7 @@ def cut_chunks(file: IO[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[byte
     """
     chunk_bytes = check_int("chunk_bytes", chunk_bytes)
     rest = b""
-    # Reading more while nothing can be cut keeps the work linear in the text.
+    # Doubling what is read while nothing can be cut keeps the work linear.
     while block := file.read(max(chunk_bytes, len(rest))):
         text = rest + block
         cut = find_cut(text, len(rest))
@@ -117,52 +125,56 @@ def cut_chunks(file: IO[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[byte
         if len(rest) > MAX_UNCUT_BYTES:
             raise ResourceError(
                 f"{getattr(file, 'name', 'text')}: {len(rest):,} bytes without white "
-                f"space or a separator end at offset {file.tell():,}; at most "
-                f"{MAX_UNCUT_BYTES:,} fit in memory, so add separators "
-                f"({SEPARATOR.decode()})"
+                f"space or a separator before offset {file.tell():,}; the limit is "
+                f"{MAX_UNCUT_BYTES:,}, so add separators ({SEPARATOR.decode()})"
             )
     if rest:
         yield rest
 
 
 def read_sample(path: str | os.PathLike[str], num_bytes: int) -> bytes:
-    """Read the first documents of a file.
+    """Read a sample from the beginning of a file: as many whole documents as fit.
 
     Args:
         path: The text file.
-        num_bytes: How much to read; cut back to the last whole document. A
-            first document that is longer is read to its end.
+        num_bytes: The size of the sample, at most.
 
     Returns:
-        The whole file if it is no longer than `num_bytes`, else a prefix of it
-        that ends with a separator (or with the file).
+        The whole file if it is no longer than `num_bytes`, else a prefix of it that
+        ends with a separator. If there is no separator in it, the first document is
+        cut before white space, or at `num_bytes` if there is none either.
 
     Raises:
-        InputError: The file is missing, holds no document, or changed meanwhile.
+        InputError: The file is missing, is not plain text, holds no document, or
+            changed while it was read.
     """
     with open_text(path) as file:
-        sample = file.read(num_bytes)
-        if len(sample) == num_bytes and file.read(1):
-            file.seek(num_bytes)
-            place = sample.rfind(SEPARATOR)
-            sample = (
-                sample[: place + len(SEPARATOR)]
-                if place >= 0
-                else _first_document(sample, file)
-            )
+        file_bytes = os.fstat(file.fileno()).st_size
+        # Python allocates all that `read` is asked for, whatever the file holds.
+        sample = file.read(min(num_bytes, file_bytes))
+        if len(sample) < file_bytes:
+            sample = sample[: find_cut(sample) or len(sample)]
     if not has_text(sample):
-        raise InputError(
-            f"{path}: the first {len(sample):,} bytes hold no document, only "
-            "separators and white space; give a file with text in it"
-        )
+        raise no_document(path, len(sample))
     return sample
 
 
-def sample_bytes(sample_mb: object) -> int:
-    """How many bytes `sample_mb` MiB are, at least one.
+def require_text(path: str | os.PathLike[str]) -> None:
+    """Refuse a file without a document; reads no further than the first one.
 
     Raises:
-        ConfigError: It is not a number above 0.
+        InputError: The file is missing, is not plain text, or holds no document.
+        ResourceError: More than `MAX_UNCUT_BYTES` without a place to cut.
+    """
+    if not any(map(has_text, read_chunks(path))):
+        raise no_document(path, os.path.getsize(path))
+
+
+def sample_bytes(sample_mb: object) -> int:
+    """Convert `sample_mb` MiB to bytes, at least 1.
+
+    Raises:
+        ConfigError: `sample_mb` is not a number above 0.
     """
     if (
         isinstance(sample_mb, bool)
@@ -174,17 +186,13 @@ def sample_bytes(sample_mb: object) -> int:
 
 
 def has_text(text: bytes) -> bool:
-    """Whether a document in `text` is more than white space."""
+    """Whether `text` holds more than separators and white space."""
     return bool(text.replace(SEPARATOR, b"").strip())
 
 
-def _first_document(begun: bytes, file: IO[bytes]) -> bytes:
-    """Read on from `begun` to the end of the first document."""
-    text = bytearray(begun)
-    while block := file.read(CHUNK_BYTES):
-        searched = max(0, len(text) - len(SEPARATOR) + 1)
-        text += block
-        place = text.find(SEPARATOR, searched)
-        if place >= 0:
-            return bytes(text[: place + len(SEPARATOR)])
-    return bytes(text)
+def no_document(path: str | os.PathLike[str], num_bytes: int) -> InputError:
+    """Return the error for a text of `num_bytes` bytes in which nothing is written."""
+    return InputError(
+        f"{path} holds no document, only {num_bytes:,} bytes of separators and white "
+        "space; give a file with text in it"
+    )

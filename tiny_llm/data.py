@@ -6,24 +6,29 @@
     x, y = get_batch("train", batch_size=32, seq_len=256)
 
 Each function calls the module that does the work. `python -m tiny_llm.data` prepares
-the data and shows a batch.
+the data and shows a batch. torch is imported when batches are asked for, not before.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from tiny_llm.batching import get_batch, load_token_array
 from tiny_llm.corpus import read_sample, sample_bytes
-from tiny_llm.download import download, read_pins
 from tiny_llm.encoding import encode_file
-from tiny_llm.tokenize import BPETokenizer
+from tiny_llm.errors import ConfigError, InputError, IntegrityError, ResourceError
+from tiny_llm.layout import PARAMS_PATH, SPLITS, TOKENIZER_PATH, find_checkout
+from tiny_llm.tokenize import BPETokenizer, check_vocab_size, explain_shortfall
 from tiny_llm.tokens import Manifest
+
+if TYPE_CHECKING:
+    from tiny_llm.batching import get_batch, load_token_array
 
 __all__ = [
     "download_tinystories",
@@ -34,45 +39,115 @@ __all__ = [
     "train_tokenizer",
 ]
 
-_ROOT = Path(__file__).resolve().parents[1]
+if not TYPE_CHECKING:  # For type checkers any name would be an attribute.
+
+    def __getattr__(name: str) -> object:
+        if name not in ("get_batch", "load_token_array"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import tiny_llm.batching
+
+        return getattr(tiny_llm.batching, name)
 
 
-def prepare() -> BPETokenizer:
-    """Run the pipeline as params.yaml has it, through DVC; what is done stays done.
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def prepare(
+    vocab_size: int | None = None, sample_mb: float | None = None
+) -> BPETokenizer:
+    """Run the pipeline through DVC; whatever is up to date is not run again.
+
+    What is given is set in params.yaml, as `dvc exp run -S` would, and reported on
+    stderr. Needs a checkout of the repository.
+
+    Args:
+        vocab_size: 256 bytes, the separator and the merges, 257 to 2**20. By default
+            params.yaml decides.
+        sample_mb: How many MiB of whole documents to learn from. By default
+            params.yaml decides.
 
     Returns:
         The tokenizer of the token files that `get_batch("train", ...)` reads.
 
     Raises:
-        subprocess.CalledProcessError: A stage failed; it has said why on stderr.
+        ConfigError, InputError, IntegrityError, ResourceError: An argument is out of
+            its range, or a stage failed; with the message of the stage.
     """
+    root = find_checkout()
+    if importlib.util.find_spec("dvc") is None:
+        raise ConfigError(
+            f"{sys.executable} lacks DVC, which runs the pipeline; run `make repro` in "
+            f"{root} and use the Python in .venv/bin"
+        )
+    if vocab_size is not None:
+        check_vocab_size(vocab_size)
+        _set_param(root, "vocab_size", int(vocab_size))
+    if sample_mb is not None:
+        sample_bytes(sample_mb)
+        _set_param(root, "sample_mb", sample_mb)
+    _reproduce(root)
+    return BPETokenizer.load(root / TOKENIZER_PATH)
+
+
+def _set_param(root: Path, name: str, value: float) -> None:
+    from tiny_llm.yaml_file import set_number
+
+    old = set_number(root / PARAMS_PATH, "bpe", name, value)
+    if old != value:
+        sys.stderr.write(f"set bpe.{name} in {PARAMS_PATH}: {old} -> {value}\n")
+
+
+def _reproduce(root: Path) -> None:
+    """Run `dvc repro`, show what it says on stderr, and raise what a stage said."""
     bin_dir = os.path.dirname(sys.executable)
     path = os.pathsep.join([bin_dir, os.environ.get("PATH", "")])
-    subprocess.run(
+    problem, status = "", InputError.exit_status
+    with subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro"],
-        cwd=_ROOT,
+        cwd=root,
         env={**os.environ, "PATH": path},
-        check=True,
-    )
-    return BPETokenizer.load(_ROOT / "build" / "tokenizer.json")
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        for line in process.stderr or ():
+            sys.stderr.write(line)  # Jupyter shows this, and not what DVC would write.
+            if found := re.search(r"pipeline \w+: error: (.*)|^ERROR: (.*)", line):
+                problem = problem or found[1] or found[2]
+            if found := re.search(r"exited with (\d+)", line):
+                status = int(found[1])
+    if problem.endswith("is not a git repository"):
+        problem += "; run `git init` in it, or `dvc config --local core.no_scm true`"
+    if process.returncode:
+        kinds = (ConfigError, InputError, IntegrityError, ResourceError)
+        kind = {kind.exit_status: kind for kind in kinds}.get(status, InputError)
+        raise kind(problem or f"dvc repro ended with status {process.returncode}")
 
 
-def download_tinystories() -> dict[str, Path]:
+def download_tinystories() -> tuple[Path, Path]:
     """Download TinyStories V2 (2.2 GB), once, to the user's cache folder.
 
-    For the pipeline itself, set `fetch.source` to pipeline/tinystories.yaml instead.
+    The small split comes first. For the pipeline itself, set `fetch.source` to
+    pipeline/tinystories.yaml instead.
 
     Returns:
-        The path of each split's text, "train" and "valid".
+        The paths of the texts of train and valid.
 
     Raises:
         IntegrityError (a ValueError): The download failed.
     """
+    from tqdm import tqdm
+
+    from tiny_llm.download import download, read_pins
+
+    pins = read_pins(find_checkout() / "pipeline" / "tinystories.yaml")
     paths = {}
-    for split, pin in read_pins(_ROOT / "pipeline" / "tinystories.yaml").items():
-        with tqdm(desc=f"download {split}", total=pin.size, unit_scale=True) as bar:
-            paths[split] = download(pin, on_progress=bar.update)
-    return paths
+    for split in sorted(SPLITS, key=lambda split: pins[split].size):
+        size = pins[split].size
+        with tqdm(desc=f"download {split}", total=size, unit_scale=True) as bar:
+            paths[split] = download(pins[split], on_progress=bar.update)
+    return paths["train"], paths["valid"]
 
 
 def train_tokenizer(
@@ -85,12 +160,23 @@ def train_tokenizer(
         vocab_size: 256 bytes, the separator and the merges, 257 to 2**20.
         sample_mb: How many MiB of whole documents to learn from.
 
+    Returns:
+        The tokenizer. Its vocab size is smaller than asked for, with a warning, if
+        the sample has too few different pairs.
+
     Raises:
         InputError (a ValueError): The file is missing or holds no document.
         ConfigError (a ValueError): A number is out of its range.
     """
+    sample = read_sample(train_path, sample_bytes(sample_mb))
     tokenizer = BPETokenizer()
-    tokenizer.train(read_sample(train_path, sample_bytes(sample_mb)), vocab_size)
+    tokenizer.train(sample, vocab_size)
+    if tokenizer.vocab_size < vocab_size:
+        more_text = Path(train_path).stat().st_size > len(sample)
+        warnings.warn(
+            explain_shortfall(vocab_size, tokenizer.vocab_size, more_text),
+            stacklevel=2,
+        )
     return tokenizer
 
 
@@ -117,10 +203,13 @@ def encode_and_save(
 
 
 def _main() -> None:
+    from tiny_llm.batching import get_batch
+
     try:
         tokenizer = prepare()
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)  # DVC and the stage have said why.
+    except (ConfigError, InputError, IntegrityError, ResourceError) as error:
+        sys.stderr.write(f"python -m tiny_llm.data: error: {error}\n")
+        sys.exit(error.exit_status)
     x, y = get_batch("valid", batch_size=4, seq_len=16)
     shifted = bool((x[:, 1:] == y[:, :-1]).all())
     print(f"x {tuple(x.shape)} {x.dtype}, y {tuple(y.shape)} {y.dtype}")

@@ -1,8 +1,7 @@
 """Download: a URL becomes a verified local file.
 
-A file has its final name only after its size and SHA-256 were checked. What was
-loaded when a download breaks off stays in a `.part` file, and the next try goes on
-from there.
+A file gets its final name only after its size and SHA-256 were checked. A download
+that stops early leaves a `.part` file, and the next try resumes from it.
 """
 
 from __future__ import annotations
@@ -20,22 +19,26 @@ import platformdirs
 import requests
 import requests.adapters
 import urllib3.util
-import yaml
 
 from tiny_llm.atomic import explain_full_disk
 from tiny_llm.errors import ConfigError, IntegrityError
 from tiny_llm.layout import SPLITS
+from tiny_llm.yaml_file import read_yaml
 
 _BLOCK_BYTES = 1 << 16
 _CONNECT_TIMEOUT_S = 20
 _READ_TIMEOUT_S = 60
 _TRIES = 5
 _CONNECT_RETRIES = 4  # within a try, with backoff
+_MANIFEST_OR_FOLDER = (
+    "give a manifest such as pipeline/tinystories.yaml, or the folder that holds your "
+    "train.txt and valid.txt"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pin:
-    """A file that is fully known before it is downloaded.
+    """A file whose size and digest are known before it is downloaded.
 
     Attributes:
         url: http or https.
@@ -52,21 +55,21 @@ def read_pins(path: str | os.PathLike[str]) -> dict[str, Pin]:
     """Read a manifest of downloads: YAML with url, size and sha256 per split.
 
     Raises:
-        ConfigError: It is not such a file; names the split at fault.
+        InputError: There is no such file.
+        ConfigError: It is not a manifest; names the split at fault.
     """
     try:
-        manifest = yaml.safe_load(Path(path).read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not plain YAML: {error}") from error
+        manifest = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_MANIFEST_OR_FOLDER}") from error
     pins = {}
     for split in SPLITS:
         try:
             pin = Pin(**manifest[split])
         except (KeyError, TypeError) as error:
             raise ConfigError(
-                f"{path}: {split} needs url, size and sha256, and nothing else, as in "
-                "pipeline/tinystories.yaml; or give the folder that holds train.txt "
-                f"and valid.txt ({error})"
+                f"{path}: {split} needs url, size and sha256, and nothing else; "
+                f"{_MANIFEST_OR_FOLDER}"
             ) from error
         if (
             not str(pin.url).startswith(("http://", "https://"))
@@ -74,12 +77,21 @@ def read_pins(path: str | os.PathLike[str]) -> dict[str, Pin]:
             or not re.fullmatch(r"[0-9a-f]{64}", str(pin.sha256))
         ):
             raise ConfigError(
-                f"{path}: {split} has url {pin.url!r}, size {pin.size!r}, sha256 "
-                f"{pin.sha256!r}; give an http or https URL, a number of bytes, and "
-                "64 hexadecimal digits in lower case"
+                f"{path}: {split} has url {hide_password(str(pin.url))!r}, size "
+                f"{pin.size!r}, sha256 {pin.sha256!r}; give an http or https URL, a "
+                "number of bytes, and 64 hexadecimal digits in lower case"
             )
         pins[split] = pin
     return pins
+
+
+def hide_password(text: str) -> str:
+    """Replace the user and password of every URL in a message.
+
+    >>> hide_password("404 Not Found: https://ann:secret@example.org/x")
+    '404 Not Found: https://***@example.org/x'
+    """
+    return re.sub(r"(://)[^/\s]*@", r"\1***@", text)
 
 
 def download(
@@ -88,21 +100,21 @@ def download(
     *,
     on_progress: Callable[[int], object] | None = None,
 ) -> Path:
-    """Make sure that a pinned file lies in the cache folder.
+    """Download a pinned file to the cache folder, unless it is there already.
 
     Args:
-        pin: What to load. The digest is also the file's name in the cache, so that a
-            file is loaded once whatever its URL.
+        pin: What to download. The digest is also the file's name in the cache, so
+            a file is downloaded once whatever its URL.
         cache_dir: By default `tiny_llm` in the user's cache folder.
-        on_progress: Called with the number of bytes that came in since the last call,
-            each byte once; those of an earlier run are reported at once.
+        on_progress: Called with the number of bytes received since the last call.
+            Each byte counts once; those of an earlier run are reported together.
 
     Returns:
         The path of the verified file.
 
     Raises:
         IntegrityError: The server cannot be reached, answers with an error, or sends
-            other bytes than the pinned ones.
+            bytes that do not match the pin.
         ResourceError: The disk is full.
     """
     if cache_dir is None:
@@ -131,13 +143,13 @@ def download(
             os.replace(part, target)
             return target
     raise IntegrityError(
-        f"{pin.url}: {problem}; got {_size(part):,} of {pin.size:,} bytes; check the "
-        "network and the URL, and run again to go on from there"
+        f"{hide_password(pin.url)}: {problem}; got {_size(part):,} of {pin.size:,} "
+        "bytes; check the network and the URL, and run again to resume"
     )
 
 
 class _Progress:
-    """Reports each byte once, however often a download begins anew."""
+    """Reports each byte once, however often a download restarts."""
 
     def __init__(self, on_progress: Callable[[int], object] | None) -> None:
         self._on_progress = on_progress
@@ -152,7 +164,7 @@ class _Progress:
 def _explain(error: requests.RequestException) -> str:
     if isinstance(error, requests.ConnectionError) and error.request is not None:
         return f"cannot reach {urlsplit(error.request.url).hostname!s}"
-    return str(error)
+    return hide_password(str(error))
 
 
 def _size(path: Path) -> int:
@@ -160,17 +172,17 @@ def _size(path: Path) -> int:
 
 
 def _is_final(error: requests.RequestException) -> bool:
-    """Whether the server said no in a way that another try will not change."""
+    """Whether another try would get the same refusal."""
     status = error.response.status_code if error.response is not None else 0
     return 400 <= status < 500 and status not in (416, 429)
 
 
 def _load_rest(pin: Pin, part: Path, progress: _Progress) -> None:
-    """Append what is missing to the `.part` file, or begin it anew."""
+    """Append what is missing to the `.part` file, or start over."""
     have = _size(part)
     if have == pin.size:
         return
-    # Compressed transfer would make sizes and ranges mean something else.
+    # A compressed transfer would change the meaning of sizes and ranges.
     headers = {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -180,7 +192,7 @@ def _load_rest(pin: Pin, part: Path, progress: _Progress) -> None:
         session.get(pin.url, headers=headers, stream=True, timeout=timeout) as response,
     ):
         if response.status_code == 416:
-            part.unlink()  # It is no beginning of this file; the next try is whole.
+            part.unlink()  # It does not begin this file; the next try starts over.
         response.raise_for_status()
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         with open(part, "ab" if resumed else "wb") as file:
@@ -215,11 +227,11 @@ def _digest(path: Path) -> str:
 
 
 def _refuse(pin: Pin, part: Path, found: str) -> NoReturn:
-    """Delete the `.part` file: these are not the bytes that were promised."""
+    """Delete the `.part` file, whose bytes do not match the pin, and say so."""
     with open(part, "rb") as file:
         begin = file.read(40)
     part.unlink()
     raise IntegrityError(
-        f"{pin.url}: got {found}; the bytes began {begin!r} and were deleted; "
-        "check the URL and the pin"
+        f"{hide_password(pin.url)}: got {found}; the bytes began {begin!r} and were "
+        "deleted; check the URL and the pin"
     )

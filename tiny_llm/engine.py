@@ -75,23 +75,26 @@ class Engine:
         self._file_bytes = file_bytes
         self._idle: list[_Worker] = []
 
-    def encode(self, data: bytes) -> npt.NDArray[np.uint32]:
+    def encode(self, data: bytes) -> tuple[npt.NDArray[np.uint32], int]:
         """Encode any bytes; each byte that is not UTF-8 becomes its own id.
 
         Returns:
-            Ids, shape (number of tokens,).
+            Ids, shape (number of tokens,), and the number of bytes that are not UTF-8.
         """
         worker = self._take()
+        num_invalid = 0
         if is_utf8(data):
             ids = worker.encode(data)
         else:
-            ids = np.concatenate([worker.encode(p) for p in split_at_invalid(data)])
+            pieces = split_at_invalid(data)
+            ids = np.concatenate([worker.encode(piece) for piece in pieces])
+            num_invalid = len(pieces) // 2
         if worker.is_small():
             self._idle.append(worker)
         else:
             del worker  # The last reference: trimming returns only what is freed.
             _return_freed_memory()
-        return ids
+        return ids, num_invalid
 
     def decode(self, ids: npt.NDArray[np.uint32]) -> bytes:
         """Decode ids, shape (n,), which must all be in the vocab."""

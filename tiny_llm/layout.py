@@ -1,6 +1,6 @@
-"""Where a checkout of this repository keeps what its pipeline makes.
+"""Where a checkout of this repository keeps what its pipeline reads and makes.
 
-All paths but that of the checkout itself are relative to it, as stages run there.
+Paths are relative to the root of the checkout, where the stages run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from tiny_llm.errors import ConfigError
 
 SPLITS = ("train", "valid")
+PARAMS_PATH = Path("params.yaml")
 CORPUS_DIR = Path("build/corpus")
 TOKENIZER_PATH = Path("build/tokenizer.json")
 TOKENS_DIR = Path("build/tokens")

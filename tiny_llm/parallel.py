@@ -1,4 +1,4 @@
-"""Work on chunks side by side, with results in the order of the chunks."""
+"""Parallel work on chunks, with results in the order of the chunks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tiny_llm.checks import check_int
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# The caller's own thread reads, hashes and writes meanwhile: a third thread gains
-# nothing here, and each costs 25 MB (benchmarks/LOG.md).
+# The caller's thread reads, hashes and writes at the same time: a third thread does
+# not help, and each costs 25 MB (benchmarks/LOG.md).
 _MAX_THREADS = 2
 
 
 def count_threads() -> int:
-    """How many threads are worth starting on this machine."""
+    """Return how many threads are worth starting on this machine."""
     if hasattr(os, "sched_getaffinity"):
         return min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     return min(_MAX_THREADS, os.cpu_count() or 1)
@@ -30,12 +30,12 @@ def map_in_order(
     items: Iterable[Item],
     num_threads: int | None = None,
 ) -> Iterator[Result]:
-    """Like `map`, in threads; for functions that release the GIL.
+    """Like `map`, but in threads; for functions that release the GIL.
 
     Args:
         function: Called once for each item.
-        items: Taken one by one in the caller's thread, no more than a few ahead of
-            the results, so that they need not fit in memory.
+        items: Taken one by one in the caller's thread, only a few ahead of the
+            results, so they need not fit in memory.
         num_threads: By default `count_threads()`. Results do not depend on it.
 
     Yields:
@@ -43,8 +43,8 @@ def map_in_order(
 
     Raises:
         ConfigError: `num_threads` is below 1.
-        Exception: Whatever `items` or `function` raised, when its turn comes; what
-            was begun is finished first.
+        Exception: Whatever `items` or `function` raised, in place of its result.
+            Calls that have begun are finished first.
     """
     if num_threads is None:
         num_threads = count_threads()

@@ -170,10 +170,17 @@ class BPETokenizer:
         Returns:
             Shape (number of tokens,), `dtype`.
         """
+        return self.encode_counting_invalid(text)[0]
+
+    def encode_counting_invalid(self, text: str | bytes) -> tuple[Ids, int]:
+        """Like `encode`, and count the bytes that are not valid UTF-8."""
         # In small pieces, gigatoken needs less than half the memory besides the ids.
-        pieces = cut_chunks(io.BytesIO(_to_bytes(text)))
-        ids = [self._engine.encode(piece).astype(self.dtype) for piece in pieces]
-        return np.concatenate(ids) if ids else np.empty(0, self.dtype)
+        ids, num_invalid_bytes = [np.empty(0, self.dtype)], 0
+        for piece in cut_chunks(io.BytesIO(_to_bytes(text))):
+            piece_ids, num_invalid = self._engine.encode(piece)
+            ids.append(piece_ids.astype(self.dtype))
+            num_invalid_bytes += num_invalid
+        return np.concatenate(ids), num_invalid_bytes
 
     def decode_bytes(self, ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
         """Return the bytes that ids stand for; the inverse of `encode`.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -22,70 +21,73 @@ import numpy.typing as npt
 
 from tiny_llm.atomic import atomic_write, to_json
 from tiny_llm.errors import ConfigError, InputError, IntegrityError
+from tiny_llm.manifest import (
+    DTYPES,
+    FORMAT_VERSION,
+    Manifest,
+    check_tokenizer,
+    dtype_for,
+    manifest_path,
+    read_manifest,
+)
 
-FORMAT_VERSION = 1
-DTYPES: dict[str, np.dtype[Any]] = {
-    "uint16": np.dtype("<u2"),
-    "uint32": np.dtype("<u4"),
-}
+__all__ = [
+    "DTYPES",
+    "Manifest",
+    "TokenWriter",
+    "check_tokenizer",
+    "dtype_for",
+    "manifest_path",
+    "open_tokens",
+    "read_manifest",
+    "scan_documents",
+    "verify",
+    "write_tokens",
+]
 
 # A damaged file is narrowed down to blocks of this size.
 BLOCK_BYTES = 16 << 20
 
-# How many ids `scan_documents` reads at a time.
+# How many ids are read at a time.
 _BLOCK_TOKENS = 1 << 18
 
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """What a token file must hold.
-
-    Attributes:
-        format_version: 1.
-        dtype: "uint16" or "uint32", little-endian on disk.
-        num_tokens: Number of ids in the file.
-        num_documents: Number of documents, blank ones included.
-        num_bytes: Size of the text that was encoded, in bytes.
-        vocab_size: Every id is below it.
-        separator_id: The id that ends a document.
-        sha256: Digest of the token file.
-        tokenizer_sha256: `BPETokenizer.sha256` of the tokenizer that made the ids.
-        block_crc32: CRC-32 of each 16 MiB of the file, to find damage.
-    """
-
-    format_version: int
-    dtype: str
-    num_tokens: int
-    num_documents: int
-    num_bytes: int
-    vocab_size: int
-    separator_id: int
-    sha256: str
-    tokenizer_sha256: str
-    block_crc32: list[int]
+# The files of llm.c (dev/data/data_common.py) and modded-nanogpt begin with 256 int32:
+# a magic number, a version, the number of ids, and zeros.
+_HEADER_BYTES = 256 * 4
+_VERSIONS_AND_DTYPES = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
 
 
-def dtype_for(vocab_size: int) -> np.dtype[Any]:
-    """Return the narrowest dtype that holds every id of a vocab: uint16 or uint32."""
-    return DTYPES["uint16" if vocab_size <= 1 << 16 else "uint32"]
+class _Tally:
+    """Adds up what a manifest says of the bytes of a token file."""
 
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self.sha256 = hashlib.sha256()
+        self.block_crc32: list[int] = []
+        self._block_left = 0
 
-def manifest_path(path: str | os.PathLike[str]) -> Path:
-    """Where the manifest of a token file lies: train.bin has train.json.
-
-    >>> manifest_path("tokens/train.bin").as_posix()
-    'tokens/train.json'
-    """
-    return Path(path).with_suffix(".json")
+    def update(self, ids: npt.NDArray[Any]) -> None:
+        """Take in the next ids, shape (n,), in the dtype of the file."""
+        self.num_tokens += len(ids)
+        raw = ids.data.cast("B")
+        self.sha256.update(raw)
+        while raw:
+            if self._block_left == 0:
+                self.block_crc32.append(0)
+                self._block_left = BLOCK_BYTES
+            part = raw[: self._block_left]
+            self.block_crc32[-1] = zlib.crc32(part, self.block_crc32[-1])
+            self._block_left -= len(part)
+            raw = raw[len(part) :]
 
 
 class TokenWriter:
     """Appends ids to a token file; see `write_tokens`.
 
     Attributes:
-        num_tokens: Ids written so far.
-        num_documents: Separators among them.
-        num_bytes: Size of the encoded text; the caller adds it up.
+        num_documents: Number of separators written so far; the caller adds 1 for a
+            last document that lacks its separator.
+        num_bytes: Size of the encoded text; set by the caller.
     """
 
     def __init__(
@@ -101,10 +103,7 @@ class TokenWriter:
         self._vocab_size = vocab_size
         self._separator_id = separator_id
         self._tokenizer_sha256 = tokenizer_sha256
-        self._sha256 = hashlib.sha256()
-        self._block_crc32: list[int] = []
-        self._block_left = 0
-        self.num_tokens = 0
+        self._tally = _Tally()
         self.num_documents = 0
         self.num_bytes = 0
 
@@ -112,36 +111,26 @@ class TokenWriter:
         """Write ids, shape (n,).
 
         Raises:
-            TypeError: Their dtype is wider than the file's.
+            TypeError: Their dtype is wider than that of the file.
         """
         data = ids.astype(self._dtype, order="C", casting="safe", copy=False)
-        self.num_tokens += len(data)
+        self._file.write(data.data.cast("B"))
+        self._tally.update(data)
         self.num_documents += int(np.count_nonzero(data == self._separator_id))
-        raw = data.data.cast("B")
-        self._file.write(raw)
-        self._sha256.update(raw)
-        while raw:
-            if self._block_left == 0:
-                self._block_crc32.append(0)
-                self._block_left = BLOCK_BYTES
-            part = raw[: self._block_left]
-            self._block_crc32[-1] = zlib.crc32(part, self._block_crc32[-1])
-            self._block_left -= len(part)
-            raw = raw[len(part) :]
 
     def manifest(self) -> Manifest:
         """Describe what was written so far."""
         return Manifest(
             format_version=FORMAT_VERSION,
             dtype=self._dtype.name,
-            num_tokens=self.num_tokens,
+            num_tokens=self._tally.num_tokens,
             num_documents=self.num_documents,
             num_bytes=self.num_bytes,
             vocab_size=self._vocab_size,
             separator_id=self._separator_id,
-            sha256=self._sha256.hexdigest(),
+            sha256=self._tally.sha256.hexdigest(),
             tokenizer_sha256=self._tokenizer_sha256,
-            block_crc32=self._block_crc32,
+            block_crc32=self._tally.block_crc32,
         )
 
 
@@ -155,9 +144,9 @@ def write_tokens(
 ) -> Iterator[TokenWriter]:
     """Write a token file and its manifest, both whole or neither.
 
-    The caller appends ids, adds up `num_bytes`, and counts a last document that lacks
-    its separator. An old manifest goes before the new ids come, so the two never
-    belong to different runs.
+    The caller appends ids, sets `num_bytes`, and adds 1 to `num_documents` for a last
+    document that lacks its separator. An old manifest is removed before the new token
+    file replaces the old one, so the two are never from different runs.
 
     Args:
         path: The token file, `NAME.bin`; the manifest is `NAME.json` beside it.
@@ -171,7 +160,7 @@ def write_tokens(
     """
     if Path(path).suffix != ".bin":
         raise ConfigError(
-            f"{path}: a token file is called NAME.bin, as its manifest takes "
+            f"{path}: a token file must be called NAME.bin, as its manifest will be "
             "NAME.json; give such a path"
         )
     with atomic_write(manifest_path(path)) as manifest, atomic_write(path) as file:
@@ -187,85 +176,78 @@ def write_tokens(
         manifest_path(path).unlink(missing_ok=True)
 
 
-def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Read the manifest of the token file at `path`.
-
-    Raises:
-        InputError: There is none.
-        IntegrityError: It is damaged, or of a format this version cannot read.
-    """
-    source = manifest_path(path)
-    if not source.is_file():
-        raise InputError(f"{source}: no manifest for {path}; encode the text again")
-    try:
-        manifest = Manifest(**json.loads(source.read_bytes()))
-        _check_types(manifest)
-        expected = dtype_for(manifest.vocab_size).name
-    except (ValueError, TypeError) as error:
-        raise IntegrityError(
-            f"{source} is not the manifest of a token file ({error}); "
-            "encode the text again"
-        ) from error
-    if manifest.format_version != FORMAT_VERSION:
-        raise IntegrityError(
-            f"{source} has format_version {manifest.format_version!r}, this version of "
-            f"tiny_llm reads {FORMAT_VERSION}; encode the text again"
-        )
-    if manifest.dtype != expected:
-        raise IntegrityError(
-            f"{source} says dtype {manifest.dtype!r} where a vocab_size of "
-            f"{manifest.vocab_size:,} takes {expected!r}; encode the text again"
-        )
-    return manifest
-
-
 def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     """Map a token file into memory, read-only.
 
     Its size must be what the manifest says; `verify` checks the bytes as well. A
-    .bin without a manifest is taken for uint16.
+    .bin without a manifest holds uint16, unless it begins with the header of llm.c,
+    which says what it holds.
 
     Returns:
         Shape (N,), little-endian uint16 or uint32; pages are read when touched.
 
     Raises:
         InputError: No such file, or it is empty, or it is of another kind.
-        IntegrityError: The file and its manifest disagree.
+        IntegrityError: The file and its manifest (or header) disagree.
     """
     if not Path(path).is_file():
         raise InputError(
             f"{path}: no such token file; `dvc repro` makes those of the pipeline"
         )
-    num_bytes = os.path.getsize(path)
+    num_bytes, offset = os.path.getsize(path), 0
     if manifest_path(path).is_file():
         manifest = read_manifest(path)
         dtype = DTYPES[manifest.dtype]
         _check_size(path, num_bytes, manifest)
-    elif Path(path).suffix == ".bin":
-        dtype = DTYPES["uint16"]
-    else:
+    elif Path(path).suffix != ".bin":
         raise InputError(
             f"{path} has no manifest and is not called NAME.bin; give a token file"
         )
-    if num_bytes == 0 or num_bytes % dtype.itemsize:
+    elif header_dtype := _read_header(path, num_bytes):
+        dtype, offset = header_dtype, _HEADER_BYTES
+    else:
+        dtype = DTYPES["uint16"]
+    if num_bytes == offset or num_bytes % dtype.itemsize:
         raise InputError(
-            f"{path} holds {num_bytes:,} bytes, not a positive number of "
+            f"{path} holds {num_bytes - offset:,} bytes, not a positive number of "
             f"{dtype.name} ids; encode the text again"
         )
-    return np.memmap(path, dtype=dtype, mode="r")
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset)
+
+
+def _read_header(path: str | os.PathLike[str], num_bytes: int) -> np.dtype[Any] | None:
+    """Return the dtype that an llm.c header says, or None if there is no header."""
+    header = np.fromfile(path, "<i4", _HEADER_BYTES // 4)
+    if len(header) == 0 or int(header[0]) not in _VERSIONS_AND_DTYPES:
+        return None
+    magic, version, num_tokens = [*header.tolist(), 0, 0][:3]
+    known_version, dtype_name = _VERSIONS_AND_DTYPES[magic]
+    if version != known_version:
+        raise IntegrityError(
+            f"{path} is a token file of llm.c ({magic}) in version {version}; only "
+            f"version {known_version} can be read, so write it anew with llm.c"
+        )
+    dtype = DTYPES[dtype_name]
+    expected = _HEADER_BYTES + num_tokens * dtype.itemsize
+    if num_bytes != expected:
+        raise IntegrityError(
+            f"{path} holds {num_bytes:,} bytes, its llm.c header says {expected:,} "
+            f"({num_tokens:,} ids of {dtype.name}); copy or write it again"
+        )
+    return dtype
 
 
 def scan_documents(
     path: str | os.PathLike[str],
 ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
-    """Read a token file block by block, with the places where its documents end.
+    """Read a token file block by block, with the positions where documents end.
 
-    A document ends behind its separator, or with the file. White space after the last
-    separator is no document of its own, which the manifest's count tells.
+    A document ends after its separator, or with the file. White space after the last
+    separator is not a document; the manifest's count tells the two apart.
 
     Yields:
         The ids of a block, shape (n,), and where documents end in it, shape (k,),
-        counted from the beginning of the file.
+        int64, counted from the beginning of the file.
 
     Raises:
         InputError: The file or its manifest is missing.
@@ -302,51 +284,42 @@ def verify(
         check_tokenizer(path, manifest, tokenizer_sha256)
     if not Path(path).is_file():
         raise InputError(f"{path}: no such token file; encode the text again")
-    digest = hashlib.sha256()
-    damaged = []
+    _check_size(path, os.path.getsize(path), manifest)
+    tally = _Tally()
+    num_separators = largest_id = 0
+    ends_in_separator = True
     with open(path, "rb") as file:
-        _check_size(path, os.fstat(file.fileno()).st_size, manifest)
-        for number, crc32 in enumerate(manifest.block_crc32):
-            block = file.read(BLOCK_BYTES)
-            digest.update(block)
-            if zlib.crc32(block) != crc32:
-                damaged.append(number)
-    if digest.hexdigest() != manifest.sha256:
+        while len(ids := np.fromfile(file, DTYPES[manifest.dtype], _BLOCK_TOKENS)):
+            tally.update(ids)
+            num_separators += int(np.count_nonzero(ids == manifest.separator_id))
+            largest_id = max(largest_id, int(ids.max()))
+            ends_in_separator = bool(ids[-1] == manifest.separator_id)
+    found, said = tally.block_crc32, manifest.block_crc32
+    if tally.sha256.hexdigest() != manifest.sha256:
+        damaged = [i for i, crc32 in enumerate(found) if said[i : i + 1] != [crc32]]
         where = ", ".join(
-            f"block {number} (bytes {number * BLOCK_BYTES:,} to "
-            f"{(number + 1) * BLOCK_BYTES:,})"
-            for number in damaged[:5]
+            f"block {i} (bytes {i * BLOCK_BYTES:,} to {(i + 1) * BLOCK_BYTES:,})"
+            for i in damaged[:5]
         )
         raise IntegrityError(
-            f"{path}: sha256 is {digest.hexdigest()}, its manifest says "
+            f"{path}: sha256 is {tally.sha256.hexdigest()}, its manifest says "
             f"{manifest.sha256}; damaged: {where or 'the manifest'}; "
             "encode the text again"
         )
-    return manifest
-
-
-def _check_types(manifest: Manifest) -> None:
-    for field in dataclasses.fields(manifest):
-        value = getattr(manifest, field.name)
-        kind = {"int": int, "str": str}.get(str(field.type), list)
-        if type(value) is not kind:
-            raise TypeError(f"{field.name} is {value!r}")
-
-
-def check_tokenizer(
-    path: str | os.PathLike[str], manifest: Manifest, tokenizer_sha256: str
-) -> None:
-    """Refuse ids that another tokenizer made.
-
-    Raises:
-        IntegrityError: The digests differ.
-    """
-    if manifest.tokenizer_sha256 != tokenizer_sha256:
+    # Text after the last separator may be a document, or only white space.
+    num_unended = manifest.num_documents - num_separators
+    if (
+        found != said
+        or not 0 <= num_unended <= (not ends_in_separator)
+        or largest_id >= manifest.vocab_size
+    ):
         raise IntegrityError(
-            f"{path} was made by the tokenizer with sha256 "
-            f"{manifest.tokenizer_sha256[:12]}..., not by {tokenizer_sha256[:12]}...; "
-            "use that tokenizer, or encode the text again"
+            f"{manifest_path(path)} is damaged: {path} has the right sha256, but not "
+            f"the same block checksums, {manifest.num_documents:,} documents (found "
+            f"{num_separators:,} separators) or ids below {manifest.vocab_size:,} "
+            f"(found {largest_id:,}); encode the text again"
         )
+    return manifest
 
 
 def _check_size(

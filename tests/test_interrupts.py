@@ -1,0 +1,81 @@
+"""Ctrl-C and SIGTERM at any moment: one line, a status, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import built, needs_proc, run_up_to
+
+STOPS = {
+    signal.SIGINT: (130, "interrupted; nothing half-written was left behind"),
+    signal.SIGTERM: (143, "terminated; nothing half-written was left behind"),
+}
+
+
+def start(workspace, *stage) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *stage],
+        cwd=workspace.path,
+        env=workspace.env,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def handles_signals(process) -> bool:
+    """Whether pipeline/__main__.py is in control; Python alone leaves SIGTERM alone."""
+    with open(f"/proc/{process.pid}/status") as file:
+        [caught] = [line.split()[1] for line in file if line.startswith("SigCgt")]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@needs_proc
+@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("stage", ["fetch", "bpe"])
+def test_a_stop_while_modules_are_imported_ends_in_one_line(workspace, stage, number):
+    if stage == "bpe":
+        run_up_to(workspace, "fetch")
+    status, message = STOPS[number]
+    stopped = 0
+    for tick in range(8):
+        process = start(workspace, stage)
+        wait_until(lambda process=process: handles_signals(process), process)
+        time.sleep(tick * 0.06)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert "Traceback" not in errors
+        assert errors.count("\n") == 1
+        if process.returncode:
+            assert process.returncode == status
+            assert errors == f"python -m pipeline {stage}: error: {message}\n"
+            stopped += 1
+    assert stopped >= 2  # The later ones may find the stage done.
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize("number", STOPS)
+def test_a_stop_during_the_work_removes_temporary_files(workspace, number, text):
+    (workspace.source / "train.txt").write_bytes(text * 100_000)
+    run_up_to(workspace, "bpe")
+    before = built(workspace)
+    process = start(workspace, "encode", "train")
+    wait_until(lambda: len(built(workspace)) > len(before), process)
+    process.send_signal(number)
+    process.send_signal(number)  # A second one does not disturb the cleaning up.
+    _, errors = process.communicate(timeout=60)
+    status, message = STOPS[number]
+    assert process.returncode == status
+    assert errors == f"python -m pipeline encode: error: {message}\n"
+    assert built(workspace) == before

@@ -1,0 +1,89 @@
+"""Files that are not plain text, recognized by their first bytes.
+
+Encoding them would work without an error and give a useless token file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from tiny_llm.errors import InputError
+
+# How much of a file `check_is_text` needs.
+HEAD_BYTES = 4096
+
+# Too few bytes to tell UTF-16 from text with a stray NUL.
+_MIN_WIDE_BYTES = 8
+
+_KINDS = [
+    (re.compile(pattern, re.DOTALL), kind, remedy)
+    for pattern, kind, remedy in (
+        (rb"\x1f\x8b", "a gzip file", "decompress it first (gunzip)"),
+        (rb"\x28\xb5\x2f\xfd", "a zstd file", "decompress it first (unzstd)"),
+        (rb"\xfd7zXZ\x00", "an xz file", "decompress it first (unxz)"),
+        (
+            rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
+            "a bzip2 file",
+            "decompress it first (bunzip2)",
+        ),
+        (rb"PK(\x03\x04|\x05\x06)", "a zip file", "unpack it first (unzip)"),
+        (
+            rb"PAR1[^\t\n\r -~]",
+            "a Parquet file",
+            "write its text column to a text file first",
+        ),
+        (rb"%PDF-", "a PDF file", "extract its text first (pdftotext)"),
+        (
+            rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff",
+            "UTF-32 text",
+            "convert it to UTF-8 first (iconv -f UTF-32 -t UTF-8)",
+        ),
+        (
+            rb"\xff\xfe|\xfe\xff",
+            "UTF-16 text",
+            "convert it to UTF-8 first (iconv -f UTF-16 -t UTF-8)",
+        ),
+    )
+]
+
+
+def check_is_text(path: str | os.PathLike[str], head: bytes) -> None:
+    """Refuse a file that begins like something other than plain text.
+
+    Args:
+        path: Named in the message.
+        head: The first `HEAD_BYTES` of the file, or all of a shorter one.
+
+    Raises:
+        InputError: It is compressed, Parquet, PDF, UTF-16 or UTF-32.
+    """
+    for pattern, kind, remedy in _KINDS:
+        if pattern.match(head):
+            raise InputError(f"{path} is {kind}; {remedy}")
+    if encoding := _find_wide_encoding(head):
+        raise InputError(
+            f"{path} is {encoding} text without a byte order mark; convert it to "
+            f"UTF-8 first (iconv -f {encoding} -t UTF-8)"
+        )
+
+
+def _find_wide_encoding(head: bytes) -> str | None:
+    """Recognize UTF-16 and UTF-32 by the NUL bytes that ASCII characters get there.
+
+    >>> _find_wide_encoding("Once upon a time".encode("utf-16-le"))
+    'UTF-16LE'
+    """
+    # The share of NULs at each place of a four-byte character.
+    nuls = [head[i::4].count(0) / len(head[i::4] or b" ") for i in range(4)]
+    if len(head) < _MIN_WIDE_BYTES:
+        return None
+    if min(nuls[2], nuls[3]) > 0.9 and nuls[0] < 0.1:
+        return "UTF-32LE"
+    if min(nuls[0], nuls[1]) > 0.9 and nuls[3] < 0.1:
+        return "UTF-32BE"
+    if min(nuls[1], nuls[3]) > 0.5 and nuls[0] == nuls[2] == 0:
+        return "UTF-16LE"
+    if min(nuls[0], nuls[2]) > 0.5 and nuls[1] == nuls[3] == 0:
+        return "UTF-16BE"
+    return None
