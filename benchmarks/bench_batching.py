@@ -1,14 +1,16 @@
-"""Batches: random windows of a token file become int64 tensors, against others.
+"""Batches: random windows of a token file as int64 tensors, compared with others.
 
     python benchmarks/bench_batching.py [--rounds N]
 
-The file holds 250 million ids, uint16: those of the built-in corpus, repeated. It is in
-the page cache, but for the last table, whose first batches come from a cold one. Each
-batch is held until the next one is there, as in a training loop. Per size and round one
-process makes batches of our kinds in turn, the next one those that tutorials make; each
-peer has processes of its own. Nothing is reported unless all tensors have the right
-shape and y is x shifted by one.
-mosaicml-streaming takes another numpy than the rest: give its Python in MOSAIC_PYTHON.
+The file holds 250 million uint16 ids: the built-in corpus, repeated. It is in the page
+cache, except for the last table, which times first batches with a cold cache. Each
+batch is kept until the next one is ready, as in a training loop. For each size and
+round, one process makes our kinds of batches in turn and another makes the plain ones
+of tutorials; every peer runs in its own processes. Nothing is reported unless all
+tensors have the right shape and y is x shifted by one.
+
+mosaicml-streaming needs another numpy than the rest: set MOSAIC_PYTHON to a Python
+that has it.
 """
 
 from __future__ import annotations
@@ -18,8 +20,6 @@ import importlib.metadata
 import itertools
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -55,7 +55,7 @@ FEW_ROUNDS = 2
 
 
 def make_plain(path: Path, batch_size: int, seq_len: int) -> MakeBatch:
-    """What tutorials show: a slice of a memmap per row and side, widened, stacked."""
+    """Do as tutorials do: slice a memmap for every row and side, widen, stack."""
     ids = np.memmap(path, dtype=np.uint16, mode="r")
 
     def make() -> Batch:
@@ -70,7 +70,7 @@ def make_plain(path: Path, batch_size: int, seq_len: int) -> MakeBatch:
 def make_limit(
     path: Path, batch_size: int, seq_len: int, num_sets: int = 1
 ) -> MakeBatch:
-    """Only gathering and widening, as ours does, into sets of tensors in turn."""
+    """Only gather and widen, as ours does, into one or more preallocated tensors."""
     ids = np.memmap(path, dtype=np.uint16, mode="r")
     window = np.dtype((np.void, ids.itemsize * (seq_len + 1)))
     shape, strides = (len(ids) - seq_len,), (ids.itemsize,)
@@ -113,7 +113,7 @@ def measure_plain(path: Path, *size: int) -> float:
 
 
 def measure_ours(path: Path, *size: int) -> dict[str, Any]:
-    """Time each kind in turn; then let two of them feed a consumer that computes."""
+    """Time each kind in turn; then feed a consumer that computes with two of them."""
     kinds = make_kinds(path, *size)
     turns = []
     for turn in range(TURNS):
@@ -127,7 +127,7 @@ def measure_ours(path: Path, *size: int) -> dict[str, Any]:
 
 
 def time_batches(make: MakeBatch, seconds: float) -> float:
-    """Seconds per batch, once it is warm."""
+    """Return the seconds per batch, after a warm-up."""
     batch, begin = make(), time.perf_counter()
     while time.perf_counter() - begin < seconds / 2:
         batch = make()
@@ -140,7 +140,7 @@ def time_batches(make: MakeBatch, seconds: float) -> float:
 
 
 def wait_share(make: MakeBatch) -> float:
-    """Share of its time that a consumer waits which multiplies matrices 5 ms a step."""
+    """Return the share of time that a consumer with 5 ms of matmul a step waits."""
     a = torch.rand(128, 128)
     waited, begin = 0.0, time.perf_counter()
     for _ in range(STEPS):
@@ -160,11 +160,11 @@ def check_batch(batch: Batch, batch_size: int, seq_len: int) -> None:
     if not shapes_are_right or not x.dtype == y.dtype == torch.int64:
         raise SystemExit(f"wrong shape or dtype: {x.shape} {x.dtype}")
     if not torch.equal(x[:, 1:], y[:, :-1]) or not 0 < x.max() < VOCAB_SIZE:
-        raise SystemExit("y is not x shifted by one, or there are wrong ids")
+        raise SystemExit("y is not x shifted by one, or an id is out of range")
 
 
 def measure_peer(path: Path, name: str) -> dict[str, Any]:
-    """Time ours and then the peer's; what starts the loader is timed apart."""
+    """Time ours and then the peer; starting its loader is timed separately."""
     peer = PEERS[name]
     ids = load_token_array(path)
     figure: dict[str, Any] = {"version": importlib.metadata.version(peer.package)}
@@ -203,7 +203,7 @@ COLD = {
 
 
 def measure_cold(path: Path, name: str) -> list[dict[str, float]]:
-    """Time opening and the first batch, with the code warm and the file cold."""
+    """Time opening a file and its first batch: warm code, cold page cache."""
     _, open_file = COLD[name]
     open_file(path.with_name("small.bin"), *COLD_SIZE)()
     starts = []
@@ -222,7 +222,7 @@ def measure_cold(path: Path, name: str) -> list[dict[str, float]]:
 
 
 def write_ids(folder: Path) -> Path:
-    """Encode the built-in corpus; write it once and again and again."""
+    """Encode the built-in corpus, and write its ids repeatedly up to NUM_IDS."""
     text, small, path = harness.BUILT_IN_TEXT, folder / "small.bin", folder / "ids.bin"
     tokenizer = BPETokenizer()
     tokenizer.train(text.read_bytes(), VOCAB_SIZE)
@@ -248,38 +248,6 @@ def measure(name: str, folder: Path) -> object:
         return measure_cold(path, rest)
     size = map(int, rest.split("-"))
     return {"ours": measure_ours, "plain": measure_plain}[what](path, *size)
-
-
-def run_rounds(
-    names: list[str], folder: Path, num_rounds: int
-) -> tuple[dict[str, list[Any]], dict[str, str]]:
-    """Run each name once per round, in turn.
-
-    Returns:
-        Figures of each name, one per round; and why a name has none.
-    """
-    figures: dict[str, list[Any]] = {name: [] for name in names}
-    failures: dict[str, str] = {}
-    for round_number in range(num_rounds):
-        shift = round_number % len(names)
-        for name in names[shift:] + names[:shift]:
-            if name in failures:
-                continue
-            python = sys.executable
-            if name.startswith("peer-"):
-                python = PEERS[name[5:]].python
-            print(f"{round_number + 1}/{num_rounds} {name}", flush=True)
-            try:
-                figure = harness.run_alone(
-                    __file__, name, folder, python, stderr=subprocess.PIPE, timeout=120
-                )
-            except subprocess.SubprocessError as error:
-                lines = str(getattr(error, "stderr", "") or error).strip()
-                failures[name] = lines.splitlines()[-1]
-                print(lines, flush=True)
-            else:
-                figures[name].append(figure)
-    return figures, failures
 
 
 def format_loop(figures: Mapping[str, list[Any]]) -> str:
@@ -364,19 +332,18 @@ def main() -> None:
         folder = Path(name)
         write_ids(folder)
         loops = [loop_name(kind, size) for size in SIZES for kind in ("ours", "plain")]
-        figures, failures = run_rounds(loops, folder, args.rounds)
-        if failures:
-            raise SystemExit(f"nothing reported: {failures}")
-        few = min(args.rounds, FEW_ROUNDS)
-        installed = [name for name, peer in PEERS.items() if peer.is_installed]
-        peers, failures = run_rounds([f"peer-{x}" for x in installed], folder, few)
-        # Last, as it leaves the file cold.
-        colds, failed = run_rounds([f"cold-{kind}" for kind in COLD], folder, few)
+        run = partial(harness.run_rounds, __file__, folder=folder)
+        figures, _ = run(loops, num_rounds=args.rounds)
+        run = partial(run, num_rounds=min(args.rounds, FEW_ROUNDS), may_fail=True)
+        pythons = {f"peer-{x}": y.python for x, y in PEERS.items() if y.is_installed}
+        peers = run(list(pythons), pythons=pythons)
+        # Last, because it leaves the file cold.
+        colds = run([f"cold-{kind}" for kind in COLD])
     tables = [
         format_loop(figures),
-        format_peers(peers, failures),
-        format_cold(colds, failed),
-        f"Load of the machine before: {load:.1f}.",
+        format_peers(*peers),
+        format_cold(*colds),
+        f"Load average before the run: {load:.1f}.",
     ]
     harness.write_table("bench_batching", "\n\n".join(tables), args, PACKAGES)
 

@@ -1,12 +1,12 @@
-"""Encoding: a text file becomes a file of uint16 ids in one process, against others.
+"""Encoding: a text file to a file of uint16 ids in one process, compared with others.
 
     python benchmarks/bench_encode.py [TEXT] [--rounds N]
 
-Timed is all between the two files: reading, splitting, encoding, writing. Ours also
-takes two digests of the ids and waits until they are on the disk; the peers do not.
-Slow peers get the first 10 MB, and are compared with ours on the same 10 MB. Nothing
-is reported unless the ids of every peer equal ours. Without TEXT, the built-in corpus
-is repeated, in shuffled order, up to 100 MB.
+The time covers reading, splitting, encoding and writing. Ours also computes two
+digests of the ids and waits until they are on disk; the peers do neither. Slow peers
+get the first 10 MB and are compared with ours on the same 10 MB. Nothing is reported
+unless the ids of every peer equal ours. Without TEXT, the input is the built-in corpus,
+repeated in shuffled order up to 100 MB.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def encode_gigatoken(source: Path, target: Path, *, parallel: bool) -> harness.W
     def work() -> None:
         files = gigatoken.TextFileSource([source])
         documents = tokenizer.encode_files(files, parallel=parallel)
-        # Without a separator the file is one document: one array of uint32.
+        # Without a separator, the file is a single document: one array of uint32.
         ids = np.asarray(documents[0])
         ids.astype(np.uint16).tofile(target)
 
@@ -62,7 +62,7 @@ def encode_tiktoken(source: Path, target: Path) -> harness.Work:
 
     merges = BPETokenizer.load(source.with_name("tokenizer.json")).merges
     ranks = {bytes([byte]): byte for byte in range(256)}
-    # Ranks need not be dense: leaving out the separator's makes them equal our ids.
+    # Ranks need not be dense: skipping the separator's makes them equal to our ids.
     ranks |= {
         left + right: rank for rank, (left, right) in enumerate(merges, FIRST_MERGE_ID)
     }
@@ -99,7 +99,7 @@ def encode_hf(source: Path, target: Path) -> harness.Work:
 
 
 def write_rows(rows: Iterable[list[int]], path: Path) -> None:
-    """Write the ids of documents with a separator's id between them."""
+    """Write the ids of documents, with a separator id between them."""
     separator = np.array([SEPARATOR_ID], dtype=np.uint16)
     with open(path, "wb") as file:
         for number, row in enumerate(rows):
@@ -127,7 +127,7 @@ PEERS = {
 
 
 def compare_ids(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Hold the ids of each peer against ours; say what was found."""
+    """Compare the ids of each peer with ours; return a note for each."""
     tokenizer = BPETokenizer.load(folder / "tokenizer.json")
     expected = {
         text: np.concatenate([tokenizer.encode(x) for x in read_chunks(folder / text)])
@@ -159,8 +159,9 @@ def main() -> None:
         tokenizer.train(read_sample(folder / "text.txt", SAMPLE_BYTES), VOCAB_SIZE)
         tokenizer.save(folder / "tokenizer.json")
         for _ in read_chunks(folder / "text.txt"):
-            pass  # The page cache holds the text from here on.
-        figures = harness.run_rounds(__file__, PEERS, folder, args.rounds)
+            pass  # Bring the text into the page cache.
+        names = harness.installed(PEERS)
+        figures, _ = harness.run_rounds(__file__, names, folder, args.rounds)
         notes = compare_ids(folder, figures)
     table = harness.format_table(PEERS, figures, notes)
     harness.write_table("bench_encode", table, args)

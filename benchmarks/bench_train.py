@@ -1,11 +1,11 @@
-"""Training: a sample in memory becomes merges, against other trainers.
+"""Training: merges learned from a sample in memory, compared with other trainers.
 
     python benchmarks/bench_train.py [TEXT] [--rounds N]
 
-Each gets the first 10 MiB of TEXT, split into documents beforehand where it wants
+Each trainer gets the first 10 MiB of TEXT, already split into documents if it needs
 that, and learns the same number of merges. Nothing is reported unless all merges of
-Hugging Face's trainer equal ours, in order. rustbpe breaks ties another way. Without
-TEXT, the built-in corpus is repeated, in shuffled order, up to 10 MiB.
+Hugging Face's trainer equal ours, in order; rustbpe breaks ties differently. Without
+TEXT, the input is the built-in corpus, repeated in shuffled order up to 10 MiB.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def train_rustbpe(source: Path, target: Path, vocab_size: int) -> harness.Work:
         tokenizer = rustbpe.Tokenizer()
         tokenizer.train_from_iterator(
             documents,
-            vocab_size=vocab_size - 1,  # It knows no separator.
+            vocab_size=vocab_size - 1,  # It has no separator.
             pattern=harness.GPT2_PATTERN,
         )
 
@@ -99,7 +99,7 @@ def make_peers(vocab_size: int) -> dict[str, harness.Peer]:
 
 
 def compare_merges(folder: Path, vocab_size: int) -> dict[str, str]:
-    """Hold the merges of each peer against ours; say what was found."""
+    """Compare the merges of each peer with ours; return a note for each."""
     ours = harness.output_path(folder, f"ours-{vocab_size}")
     tokenizer = BPETokenizer.load(ours)
     merges = json.loads(ours.read_bytes())["model"]["merges"]
@@ -136,7 +136,8 @@ def main() -> None:
             harness.repeat_documents(folder / "text.txt", SAMPLE_BYTES)
         sample = read_sample(args.text or folder / "text.txt", SAMPLE_BYTES)
         (folder / "sample.txt").write_bytes(sample)
-        figures = harness.run_rounds(__file__, peers, folder, args.rounds)
+        names = harness.installed(peers)
+        figures, _ = harness.run_rounds(__file__, names, folder, args.rounds)
         notes: dict[str, str] = {}
         for vocab_size in VOCAB_SIZES:
             notes |= compare_merges(folder, vocab_size)

@@ -1,8 +1,9 @@
 """Benchmarks: one figure per fresh process, medians over interleaved rounds.
 
-A script names its peers. It runs itself once per figure with `--one NAME`; that
-process prints one line of JSON. Peers take turns, so a noisy machine disturbs all of
-them, and a ratio is taken within a round, then its median over the rounds.
+A script defines what to measure, by name. It runs itself once per figure with
+`--one NAME`, and that process prints one line of JSON. The names take turns, so that
+noise on the machine affects all of them. Ratios are computed within a round; the
+tables show their median over the rounds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import random
 import resource
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,11 +37,13 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILT_IN_TEXT = ROOT / "data" / "train.txt"
 RESULTS = Path(__file__).with_name("README.md")
 PACKAGES = ("gigatoken", "numpy", "rustbpe", "tiktoken", "tokenizers")
+TIMEOUT_S = 300
 GPT2_PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
 
-# Does the named work; returns what is left to do untimed, such as saving a result.
+# Does the work that is timed, and returns what remains to be done untimed, such as
+# saving the result.
 Work = Callable[[], Callable[[], object] | None]
 
 
@@ -48,11 +52,11 @@ class Peer:
     """One row of a table.
 
     Attributes:
-        label: How the table names it.
-        package: What must be installed.
-        prepare: Takes the paths of the text and of what to make of it; imports
-            and loads, untimed, and returns the work to time.
-        text: Name of the text file.
+        label: Its name in the table.
+        package: The module that must be installed.
+        prepare: Takes the paths of the text and of the output. Imports and loads,
+            untimed, and returns the work to time.
+        text: File name of the text.
         baseline: Name of the peer whose time on the same text counts as 1.
     """
 
@@ -62,20 +66,16 @@ class Peer:
     text: str
     baseline: str
 
-    @property
-    def is_installed(self) -> bool:
-        return importlib.util.find_spec(self.package) is not None
-
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """What one process measured; MB are 10**6 bytes.
+    """What one process measured. A MB is 10**6 bytes.
 
     Attributes:
-        wall_s: Of the named work alone.
-        cpu_s: User and system time of all threads, of the named work alone.
-        peak_mb: The most memory the process had resident, from its start on.
-        text_mb: Size of the text that was worked on.
+        wall_s: Wall time of the work alone.
+        cpu_s: User and system time of all threads, of the work alone.
+        peak_mb: Peak resident memory of the whole process, imports included.
+        text_mb: Size of the text.
     """
 
     wall_s: float
@@ -85,7 +85,7 @@ class Figure:
 
 
 def parse_arguments(doc: str, *, takes_text: bool = True) -> argparse.Namespace:
-    """Read the command line: a text, rounds, and what a fresh process must do."""
+    """Parse the command line; `--one` and `--folder` are for the fresh processes."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.set_defaults(text=None)
     if takes_text:
@@ -104,7 +104,7 @@ def parse_arguments(doc: str, *, takes_text: bool = True) -> argparse.Namespace:
 
 
 def measure(name: str, peer: Peer, folder: Path) -> None:
-    """Do one peer's work in this process and print its figure."""
+    """Do the work of one peer in this process and print its figure."""
     source = folder / peer.text
     work = peer.prepare(source, output_path(folder, name))
     gc.collect()
@@ -117,51 +117,79 @@ def measure(name: str, peer: Peer, folder: Path) -> None:
     print(json.dumps(dataclasses.asdict(figure)))
 
 
+def installed(peers: Mapping[str, Peer]) -> list[str]:
+    """Return the names of the peers that can run here."""
+    find = importlib.util.find_spec
+    return [name for name, peer in peers.items() if find(peer.package)]
+
+
 def output_path(folder: Path, name: str) -> Path:
-    """Where a peer leaves what it made, to be compared."""
+    """Return where a peer saves its result, for comparison with ours."""
     return folder / f"{name}.bin"
 
 
 def run_rounds(
-    script: str, peers: Mapping[str, Peer], folder: Path, num_rounds: int
-) -> dict[str, list[Figure]]:
-    """Measure each installed peer once per round, each time in a fresh process.
+    script: str,
+    names: Sequence[str],
+    folder: Path,
+    num_rounds: int,
+    *,
+    pythons: Mapping[str, str] | None = None,
+    may_fail: bool = False,
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """Run `script --one NAME` once per name and round, each in a fresh process.
+
+    Args:
+        script: Path of the benchmark.
+        names: What to measure. Each round begins with another name.
+        folder: Where the script left the input files.
+        num_rounds: Number of rounds.
+        pythons: Interpreter of each name that needs another one than ours.
+        may_fail: Whether to go on without a name that fails; else the benchmark ends.
 
     Returns:
-        For each installed peer, one figure per round.
+        For each name, the parsed JSON of its last line in every round; and for each
+        name that failed, the reason.
     """
-    names = [name for name, peer in peers.items() if peer.is_installed]
-    figures: dict[str, list[Figure]] = {name: [] for name in names}
+    figures: dict[str, list[Any]] = {name: [] for name in names}
+    failures: dict[str, str] = {}
     for round_number in range(num_rounds):
         shift = round_number % len(names)
-        for name in names[shift:] + names[:shift]:
-            figure = Figure(**run_alone(script, name, folder))
-            figures[name].append(figure)
-            print(f"{round_number + 1}/{num_rounds} {name:20} {figure}", flush=True)
-    return figures
+        for name in [*names[shift:], *names[:shift]]:
+            if name in failures:
+                continue
+            print(f"{round_number + 1}/{num_rounds} {name}", flush=True)
+            python = (pythons or {}).get(name, sys.executable)
+            try:
+                figures[name].append(run_alone(script, name, folder, python))
+            except subprocess.SubprocessError as error:
+                reason = str(getattr(error, "stderr", "") or error).strip()
+                print(reason, flush=True)
+                failures[name] = reason.splitlines()[-1]
+                if not may_fail:
+                    raise SystemExit(f"{name} failed; nothing reported") from error
+    return figures, failures
 
 
-def run_alone(
-    script: str, name: str, folder: Path, python: str = sys.executable, **options: Any
-) -> Any:
-    """Run a script's `--one NAME` in a fresh process; what its last line says."""
-    os.sync()  # Nobody waits for what an earlier peer left to write.
+def run_alone(script: str, name: str, folder: Path, python: str) -> Any:
+    """Run `script --one NAME` in a fresh process; return what its last line says."""
+    os.sync()  # Do not time the write-back of what earlier peers wrote.
     result = subprocess.run(
         [python, script, "--one", name, "--folder", str(folder)],
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=True,
-        **options,
+        timeout=TIMEOUT_S,
     )
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def format_table(
     peers: Mapping[str, Peer],
-    figures: Mapping[str, list[Figure]],
+    figures: Mapping[str, list[dict[str, float]]],
     notes: Mapping[str, str],
 ) -> str:
-    """Lay out medians as a Markdown table; a missing peer keeps its row."""
+    """Format medians as a Markdown table; a peer that is not installed has a row."""
     lines = [
         "| | text MB | wall s | CPU s | MB/s | peak MB | time, ours = 1 | made |",
         "|---|--:|--:|--:|--:|--:|--:|---|",
@@ -170,12 +198,10 @@ def format_table(
         if name not in figures:
             lines.append(f"| {peer.label} | not installed | | | | | | |")
             continue
-        own = figures[name]
+        own = [Figure(**figure) for figure in figures[name]]
+        ours = [Figure(**figure) for figure in figures[peer.baseline]]
         wall_s = median(figure.wall_s for figure in own)
-        ratio = median(
-            figure.wall_s / ours.wall_s
-            for figure, ours in zip(own, figures[peer.baseline], strict=True)
-        )
+        ratio = median(a.wall_s / b.wall_s for a, b in zip(own, ours, strict=True))
         cells = [
             peer.label,
             f"{own[0].text_mb:.1f}",
@@ -196,25 +222,25 @@ def write_table(
     args: argparse.Namespace,
     packages: Sequence[str] = PACKAGES,
 ) -> None:
-    """Print a table; that of the built-in corpus goes into README.md too."""
+    """Print a table; write it to README.md too if it is of the built-in corpus."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = args.text.name if args.text else "the built-in corpus"
     footer = f"Text: {text}. Rounds: {args.rounds}. {_machine(packages)}"
-    section = f"{begin}\n{table}\n\n{footer}\n{end}"
+    section = f"{begin}\n{table}\n\n{textwrap.fill(footer, 88)}\n{end}"
     print(section)
     if args.text:
         return
     before, _, rest = RESULTS.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(end)
     if not found:
-        raise SystemExit(f"{RESULTS}: no lines {begin} and {end}; put them back")
+        raise SystemExit(f"{RESULTS} lacks the lines {begin} and {end}; restore them")
     RESULTS.write_text(before + section + after, encoding="utf-8")
 
 
 def repeat_documents(target: Path, num_bytes: int) -> None:
-    """Write the documents of the built-in corpus in shuffled order, again and again.
+    """Write the documents of the built-in corpus repeatedly, shuffled each time.
 
-    The order is the same every time; the last document is whole.
+    The order is the same in every run, and the last document is whole.
     """
     *documents, _ = BUILT_IN_TEXT.read_bytes().split(SEPARATOR)
     dice = random.Random(0)
@@ -228,7 +254,7 @@ def repeat_documents(target: Path, num_bytes: int) -> None:
 
 
 def drop_pages(path: Path) -> None:
-    """Have a file leave the page cache, and see that it did; Linux only."""
+    """Evict a file from the page cache and verify that it is gone; Linux only."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -241,16 +267,16 @@ def drop_pages(path: Path) -> None:
             ctypes.CDLL(None).mincore(begin, ctypes.c_size_t(len(content)), target)
             del content
     if num_resident := int((states & 1).sum()):
-        raise SystemExit(f"{num_resident} pages of {path} stay in the page cache")
+        raise SystemExit(f"{num_resident} pages of {path} are still in the page cache")
 
 
 def read_documents(path: Path) -> list[str]:
-    """Split a text at separators, which are left out; line ends stay as they are."""
+    """Split a text at separators, which are dropped; line ends are preserved."""
     return path.read_bytes().decode().split(SEPARATOR.decode())
 
 
 def _peak_mb() -> float:
-    # Linux: ru_maxrss would be at least what the parent process used.
+    # On Linux, ru_maxrss of a child is at least the parent's; VmHWM is its own.
     status = Path("/proc/self/status")
     if status.exists():
         line = next(x for x in status.read_text().splitlines() if "VmHWM" in x)

@@ -1,7 +1,7 @@
-"""Loaders of others that give the same batches: the peers of bench_batching.py.
+"""Loaders of other libraries that make the same batches: peers in bench_batching.py.
 
-Each gets the setup that it recommends, or the fastest that was found (LOG.md), and
-gives inputs and targets, int64, shape (B, T), of random windows.
+Each is set up as its documentation recommends, or the fastest way we found (LOG.md).
+It yields inputs and targets of random windows: int64, shape (B, T).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-# A peer imports and prepares, untimed, and returns what starts its loader.
+# A peer imports and prepares, untimed, and returns a function that starts its loader.
 Start = Callable[[], Iterator[Batch]]
 
-# What peers with a format of their own get: it takes long to write.
+# Peers with their own file format get fewer ids, because they are slow to write.
 NUM_IDS = 50_000_000
 
 
 class Windows(Dataset[Batch]):
-    """All windows of a token file, as tutorials write it."""
+    """All windows of a token file, as tutorials implement it."""
 
     def __init__(self, path: Path, seq_len: int) -> None:
         self.ids = np.memmap(path, dtype=np.uint16, mode="r")
@@ -51,7 +51,7 @@ def load_torch(
 ) -> Start:
     def start() -> Iterator[Batch]:
         windows = Windows(path, seq_len)
-        # Without replacement it would begin with a list of all 250 million numbers.
+        # Sampling without replacement would first build a list of 250 million numbers.
         sampler = RandomSampler(windows, replacement=True, num_samples=1 << 40)
         options = {"sampler": sampler, "num_workers": num_workers}
         return iter(loader(windows, batch_size, **options))
@@ -104,7 +104,7 @@ def load_datatrove(path: Path, batch_size: int, seq_len: int) -> Start:
         link.symlink_to(path)
 
     def start() -> Iterator[Batch]:
-        # It says to be made for reading in order ids that were shuffled beforehand.
+        # It is documented as made for reading ids in order that were shuffled before.
         windows = DatatroveFolderDataset(str(folder), seq_len, "*.ds")
         rows = DataLoader(windows, batch_size, drop_last=True)
         return (split(row["input_ids"]) for row in repeat(rows))
@@ -124,7 +124,7 @@ def load_grain(path: Path, batch_size: int, seq_len: int) -> Start:
             .map(lambda i: ids[i : i + seq_len + 1])
             .batch(batch_size)
         )
-        # Its advice for data in memory: no threads.
+        # As it advises for data in memory: no threads.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         rows = rows.to_iter_dataset(options)
         return (split(torch.from_numpy(row.astype(np.int64))) for row in rows)
@@ -136,7 +136,8 @@ def load_mosaic(path: Path, batch_size: int, seq_len: int, num_workers: int) -> 
     try:
         import streaming
     except RuntimeError:
-        # A torchvision built for another torch lacks these two, and fails on import.
+        # The import fails if torchvision was built for another torch: define the two
+        # operators that it lacks.
         operators = torch.library.Library("torchvision", "DEF")
         operators.define("nms(Tensor a, Tensor b, float c) -> Tensor")
         operators.define("qnms(Tensor a, Tensor b, float c) -> Tensor")
@@ -191,7 +192,7 @@ class Peer(NamedTuple):
 
     @property
     def python(self) -> str:
-        """The interpreter that has it."""
+        """The interpreter that has the package."""
         other = os.environ.get("MOSAIC_PYTHON")
         return other if other and self.package == MOSAIC else sys.executable
 

@@ -184,7 +184,7 @@ def test_other_data_are_refused_on_resume(tmp_path):
     next(batches(path, 1, 2, seed=0, fingerprint=saved))
     save_tokens(path, [5, 6, 8])
     with pytest.raises(
-        ValueError, match=f"the run began with data .* {saved}, but this"
+        ValueError, match=f"data has fingerprint .* the run started with {saved}"
     ):
         batches(path, 1, 2, seed=0, fingerprint=saved)
 
@@ -262,6 +262,7 @@ def test_as_many_batches_are_made_ahead_as_was_asked():
         ({"seed": None}, "seed is None; give an integer"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"rank": 3}, "rank is 3, but world_size is 1"),
+        ({"world_size": 2}, "there are 2 processes, .*; give rank and world_size"),
         ({"seq_len": 0}, "seq_len is 0"),
         ({"seq_len": 5000}, "holds 5,000 ids, too few"),
         ({"align": "story"}, "align is 'story'"),

@@ -1,8 +1,10 @@
-"""The house: arrows between modules, deps of stages, pins, and what is not done."""
+"""The layout: imports between modules, deps of stages, dependencies, banned code."""
 
 import ast
+import importlib.metadata
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-# What each module of tiny_llm may import of tiny_llm. Arrows point down only.
+# Which modules of tiny_llm each module may import. Arrows point down only.
 ARROWS = {
     "errors": set(),
     "atomic": {"errors"},
@@ -53,13 +55,15 @@ ARROWS = {
         "yaml_file",
     },
 }
-SOURCES = sorted((ROOT / "tiny_llm").rglob("*.py")) + sorted(
-    (ROOT / "pipeline").glob("*.py")
-)
+SOURCES = [
+    path
+    for package in ("tiny_llm", "pipeline", "tools")
+    for path in sorted((ROOT / package).rglob("*.py"))
+]
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of the modules that a file imports."""
+    """Return the full names of the modules that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -78,7 +82,7 @@ def to_file(module: str) -> Path | None:
 
 
 def import_closure(path: Path) -> set[str]:
-    """The files of this repository that a file imports, directly or not, and itself."""
+    """Return the files of this repository that a script imports, even indirectly."""
     found, ahead = set(), [path]
     while ahead:
         path = ahead.pop()
@@ -104,14 +108,17 @@ def stage_closure(stage: dict) -> set[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrows_point_down_only(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
-    ours = [name.split(".") for name in imported(path)]
+    names = [name.split(".") for name in imported(path)]
+    packages = {name[0] for name in names}
     if parts[0] == "tiny_llm":
-        assert not {name[0] for name in ours} & {"pipeline", "dvc", "story_writer"}
+        assert not packages & {"pipeline", "dvc", "tools"}
         if parts[1] != "__init__":
-            used = {name[1] for name in ours if name[0] == "tiny_llm"}
+            used = {name[1] for name in names if name[0] == "tiny_llm"}
             assert used <= ARROWS[parts[1]]
+    if parts[0] == "pipeline":
+        assert not packages & {"dvc", "tools"}
     if "batching" not in parts:
-        assert "torch" not in {name[0] for name in ours}
+        assert "torch" not in packages
 
 
 @pytest.mark.parametrize("name", stages())
@@ -136,11 +143,12 @@ def test_every_stage_is_listed_by_the_help_of_the_pipeline():
     assert set(re.findall(r"(?m)^    (\w+)", docstring)) == names
 
 
-@pytest.mark.parametrize("package", ["pipeline", "tiny_llm"])
+@pytest.mark.parametrize("package", ["pipeline", "tiny_llm", "tools"])
 def test_packages_run_nothing_on_import(package):
-    """So they need not stand among the deps of a stage."""
-    [docstring] = ast.parse((ROOT / package / "__init__.py").read_text()).body
-    assert isinstance(docstring.value, ast.Constant)
+    """A docstring and constants only, so no stage needs to list them in its deps."""
+    for node in ast.parse((ROOT / package / "__init__.py").read_text()).body:
+        assert isinstance(node, ast.Expr | ast.Assign)
+        assert isinstance(node.value, ast.Constant)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -161,17 +169,50 @@ def test_every_python_file_is_short_enough_for_one_sitting():
             assert len(path.read_text().splitlines()) <= 400, path
 
 
-def test_the_lock_pins_every_dependency_within_its_bounds():
+def dependencies() -> dict[str, list[Requirement]]:
+    """Return what pyproject.toml asks for, by extra; "" is the library itself."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"].values()
-    asked = [*project["dependencies"], *itertools.chain(*extras)]
+    asked = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: [*map(Requirement, lines)] for extra, lines in asked.items()}
+
+
+def packages_imported(*folders: str) -> set[str]:
+    """Return the names on the package index of what the files in folders import."""
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    modules = {name.split(".")[0] for path in paths for name in imported(path)}
+    ours = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    modules -= ours | sys.stdlib_module_names | {"tomllib"}  # 3.10 has no tomllib.
+    on_index = importlib.metadata.packages_distributions()
+    return {on_index.get(module, [module])[0].lower() for module in modules}
+
+
+def test_the_library_depends_on_exactly_what_it_imports():
+    asked = {requirement.name for requirement in dependencies()[""]}
+    assert asked == packages_imported("tiny_llm")
+
+
+@pytest.mark.parametrize(
+    ("extras", "folders"),
+    [
+        (["pipeline"], ["pipeline"]),
+        (["pipeline", "dev"], ["tools", "tests", "examples"]),
+    ],
+)
+def test_extras_bring_what_is_imported(extras, folders):
+    asked = [*dependencies()[""]]
+    for extra in extras:
+        asked += dependencies()[extra]
+    assert packages_imported(*folders) <= {requirement.name for requirement in asked}
+
+
+def test_the_lock_pins_every_dependency_within_its_bounds():
     pins = {}
     for line in (ROOT / "requirements.lock").read_text().splitlines():
         if line and not line.startswith("#"):
             pin = Requirement(line)
             assert re.fullmatch(r"==[^,*]+", str(pin.specifier)), line
             pins.setdefault(pin.name, []).append(str(pin.specifier)[2:])
-    for requirement in map(Requirement, asked):
+    for requirement in itertools.chain(*dependencies().values()):
         assert pins[requirement.name], requirement
         assert all(map(requirement.specifier.contains, pins[requirement.name]))
     assert pins["torch"] == ["2.13.0"]

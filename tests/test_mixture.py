@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import save_tokens
 from tiny_llm.batching import Mixture, batches, get_batch, load_token_array
-from tiny_llm.batching.sampling import Samples, choose_windows
+from tiny_llm.batching.sampling import Samples, choose_window_starts
 
 # The smallest share that these can give is 1 / 40,001, which is not refused.
 weights = st.one_of(st.integers(1, 1000), st.floats(0.1, 1000))
@@ -62,10 +62,17 @@ def test_each_source_is_drawn_as_if_it_were_alone():
     for number, array in enumerate(arrays):
         own = drawn[drawn // 1000 == number]
         assert len(own) >= 3000 * mixture.shares[number] - 100
-        alone = choose_windows(
+        alone = choose_window_starts(
             len(array), 7, Samples(f"4/{number}", 0, len(own), replace=False)
         )
         assert own.tolist() == (alone + 1000 * number).tolist()
+
+
+def test_unseeded_draws_have_the_shares_of_seeded_ones():
+    mixture = Mixture(list(zip(sources(40, 30, 50), (5, 3, 2), strict=True)))
+    drawn = get_batch(mixture, 10_000, 9)[0][:, 0] // 1000
+    for number, share in enumerate(mixture.shares):
+        assert abs(int((drawn == number).sum()) / 10_000 - share) < 0.03
 
 
 def test_windows_stay_inside_their_source():
@@ -126,6 +133,8 @@ def test_bad_sources_are_refused():
     mixture = Mixture([(array, 1)])
     with pytest.raises(ValueError, match="at least one"):
         Mixture([])
+    with pytest.raises(ValueError, match=r"source 1 is not a pair \(data, weight\)"):
+        Mixture([(array, 1), array])
     with pytest.raises(ValueError, match="source 0 is of type Mixture"):
         Mixture([(mixture, 1)])
     with pytest.raises(ValueError, match="source 0 is of type DeviceArray"):

@@ -191,16 +191,20 @@ def test_numpy_integers_are_integers(kind):
         ({"seed": 1.5}, r"seed is 1\.5; give an integer"),
         ({"seed": 1, "step": -1}, "step is -1; give an integer >= 0"),
         ({"seed": 1, "step": 0.0}, r"step is 0\.0; give an integer"),
-        ({"seed": 1, "step": 1 << 62}, "beyond sample 2\\*\\*62"),
+        (
+            {"seed": 1, "step": 1 << 62},
+            "beyond 2\\*\\*62; give a smaller step",
+        ),
         ({"seed": 1, "rank": 2, "world_size": 2}, "rank is 2, but world_size is 2"),
         ({"seed": 1, "rank": -1}, "rank is -1"),
         ({"seed": 1, "world_size": 0}, "world_size is 0; give an integer >= 1"),
+        ({"seed": 1, "num_samples": 1 << 62}, "at sample 4,611,686,018,427,387,904"),
         ({"seed": 1, "num_samples": -1}, "num_samples is -1; give an integer >= 0"),
         ({"seed": 1, "step": 2, "num_samples": 8}, "step is 2 and num_samples is 8"),
         ({"num_samples": 8}, "num_samples=8 needs a seed"),
         ({"seed": 1, "replace": "no"}, "replace is 'no'; give True or False"),
         ({"step": 1}, "step=1 needs a seed"),
-        ({"replace": False}, "^replace=False needs a seed; give one, such as seed="),
+        ({"replace": False}, "^replace=False needs a seed; give one, such as seed=0"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):

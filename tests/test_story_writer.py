@@ -1,4 +1,4 @@
-"""Story writer: the corpus in data/ is what it writes, and is fit to train on."""
+"""Story writer: it writes the corpus in data/, which is fit to train on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from story_writer.dice import Decks, Dice
-from story_writer.grammar import gerund, past, plural, polish
-from story_writer.library import Library, read_library
-from story_writer.teller import Teller, parse
-from story_writer.variation import contract
+from tests.conftest import ROOT
+from tiny_llm.layout import SPLITS
+from tools.story_writer.dice import Decks, Dice
+from tools.story_writer.grammar import gerund, past, plural, polish
+from tools.story_writer.library import Library, read_library
+from tools.story_writer.teller import Teller, parse
+from tools.story_writer.variation import contract
 
-ROOT = Path(__file__).resolve().parents[1]
-SPLITS = ("train", "valid")
 END = "\n<|endoftext|>\n"
 NUM_MERGES = 3_839
 WINDOW = 32
@@ -40,7 +40,7 @@ def stories(texts: dict[str, str]) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def tokenizer(stories: dict[str, list[str]]) -> Tokenizer:
-    """A byte-level BPE whose every merge was seen at least ten times."""
+    """Train a byte-level BPE in which every merge was seen at least ten times."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -55,7 +55,7 @@ def tokenizer(stories: dict[str, list[str]]) -> Tokenizer:
 
 def run_writer(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "story_writer", *arguments],
+        [sys.executable, "-m", "tools.story_writer", *arguments],
         cwd=ROOT,
         env={**os.environ, **variables},
         capture_output=True,
@@ -140,7 +140,7 @@ def test_fewer_than_one_percent_of_windows_of_valid_are_in_train(
 
 
 def windows(tokenizer: Tokenizer, stories: list[str]) -> list[bytes]:
-    """The bytes of every run of WINDOW ids, each story ending in a separator id."""
+    """Return the bytes of all runs of WINDOW ids; a separator id ends each story."""
     separator_id = tokenizer.get_vocab_size()
     ids: list[int] = []
     for encoding in tokenizer.encode_batch([f"{story}\n" for story in stories]):
@@ -188,7 +188,7 @@ BEFORE_A_TAG = re.compile(r"[!?]\" (?=[a-z])|,\" ")
 
 
 def glitches(story: str) -> list[str]:
-    """What is wrong with the language of a story, each with the words around it."""
+    """List the mistakes in the language of a story, with the words around each."""
     found = [
         f"{name}: ...{story[max(0, match.start() - 30) : match.end() + 30]}..."
         for name, pattern in GLITCH_PATTERNS.items()

@@ -13,7 +13,7 @@ from tiny_llm.tokenize import BPETokenizer
 
 @pytest.fixture(scope="module")
 def transformers():
-    """The library, which may not look for anything on the network."""
+    """The transformers library, kept off the network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         import transformers
@@ -27,7 +27,7 @@ def tokenizer(text) -> BPETokenizer:
 
 
 def change(value, place, new):
-    """Replace one value inside nested dicts; a place is written like "model.type"."""
+    """Replace one value in nested dicts, at a place such as "model.type"."""
     *parents, last = place.split(".")
     for key in parents:
         value = value[key]

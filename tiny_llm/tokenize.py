@@ -237,7 +237,7 @@ class BPETokenizer:
     def load(cls, path: str | os.PathLike[str]) -> BPETokenizer:
         """Read a tokenizer.json that `save` or transformers' save_pretrained wrote.
 
-        What changes no id may differ, and the digest stays the same.
+        Settings that change no id may differ; the digest stays the same.
 
         Raises:
             InputError: The file is missing, is not a byte-level BPE tokenizer.json, or
@@ -259,7 +259,7 @@ def check_vocab_size(vocab_size: object) -> None:
     """Check that a vocab size is an integer from 257 to 2**20.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is not an integer, or out of range.
     """
     check_int("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
 

@@ -46,9 +46,8 @@ _EMPTY_TEMPLATE = {
     "special_tokens": {},
 }
 
-# The content of a tokenizer_config.json, which transformers reads beside
-# tokenizer.json. Before version 5 it removed spaces before punctuation unless told
-# not to.
+# The content of tokenizer_config.json, which transformers reads beside tokenizer.json.
+# Without the first setting, versions before 5 drop spaces before punctuation.
 TOKENIZER_CONFIG = to_json(
     {
         "clean_up_tokenization_spaces": False,
@@ -67,12 +66,12 @@ def format_merges(merges: Sequence[Merge]) -> bytes:
 def parse_merges(path: Path) -> list[Merge]:
     """Read the merges of a tokenizer.json, whoever wrote it.
 
-    Whether the merges are in a possible order is left to BPETokenizer.
+    BPETokenizer checks their order.
 
     Raises:
         InputError: Not a byte-level BPE tokenizer.json, or its ids would differ from
-            those that BPETokenizer makes of the same merges: another split pattern,
-            order of ids, special token, and so on.
+            those that BPETokenizer gives with the same merges: another split
+            pattern, order of ids, special token, and so on.
     """
     try:
         found = json.loads(path.read_bytes())

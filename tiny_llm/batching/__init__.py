@@ -5,10 +5,10 @@
     train = load_token_array("build/tokens/train.bin")
     x, y = get_batch(train, batch_size=32, seq_len=256)
 
-A batch is made in four steps: `loading` turns what the caller gave into a source,
-`sampling` chooses start positions, the source (`sources`, `mixture`) reads windows
-there, and `windows` turns them into tensors. `permutation` holds the random numbers
-below `sampling`, and `documents` knows where stories start.
+A batch is made in four steps: `loading` opens the data as a source, `sampling` chooses
+start positions, the source (`sources`, `mixture`) reads windows there, and `windows`
+turns them into tensors. `permutation` generates the random numbers that `sampling`
+uses; `documents` finds where documents start.
 """
 
 from tiny_llm.batching.batches import batches, get_batch

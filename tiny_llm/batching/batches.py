@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
 import torch.distributed as dist
 
 from tiny_llm.batching.loading import Data, as_source
 from tiny_llm.batching.sampling import Samples, samples_of_batch
+from tiny_llm.batching.sources import Source
 from tiny_llm.batching.windows import Batch, Device, check_device
 from tiny_llm.checks import check_int
 from tiny_llm.errors import IntegrityError
@@ -32,9 +32,9 @@ def get_batch(
     replace: bool = True,
     align: str | None = None,
 ) -> Batch:
-    """Draw a batch of random windows; with a seed, one that can be drawn again.
+    """Draw a batch of random windows, reproducible if `seed` is given.
 
-    With replacement each window is equally likely, the last one included.
+    With replacement each window is equally likely, including the last.
 
     Args:
         data: What `load_token_array` returned, or a `Mixture`; or a path, "train" or
@@ -43,19 +43,19 @@ def get_batch(
         batch_size: B, the number of windows.
         seq_len: T, in tokens; N must be at least T + 1.
         device: Where the tensors go.
-        seed: Makes the batch a function of the arguments (and the ids) alone, and
-            leaves the global random state of torch and numpy untouched. Without a
-            seed, `torch.manual_seed` repeats the draws.
+        seed: The batch then depends only on the arguments and the ids, and global
+            random state is not touched. Without a seed, call `torch.manual_seed` for
+            reproducible draws.
         step: Number of batches before this one: all that a checkpoint needs to hold.
         rank: Which part of the global batch this process draws, in [0, world_size).
-        world_size: Number of processes. The global batch of world_size * B windows is
-            the same for any number of processes that divides it.
+        world_size: Number of processes. The global batch, world_size * B windows, is
+            the same for any world_size that divides it.
         num_samples: Instead of `step`, the number of samples that all ranks consumed
-            before. It resumes exactly after a change of batch size.
-        replace: False goes through all windows of an epoch before the next epoch.
-        align: "document" draws only windows that start with a document, so no story is
-            entered in the middle; ids more than seq_len after the start of their
-            document are then never drawn. None covers all ids.
+            before. Use it to resume exactly after a change of batch size.
+        replace: False visits each window once per epoch.
+        align: "document" draws only windows that start where a document does; ids more
+            than seq_len past a document's start are never drawn. None draws from all
+            ids.
 
     Returns:
         Inputs x and targets y, each int64, shape (B, T), contiguous and fresh;
@@ -75,12 +75,8 @@ def get_batch(
         samples = samples_of_batch(
             batch_size, seed, step, rank, world_size, num_samples, replace
         )
-    starts = source.choose_starts(samples, seq_len, align)
-    batch = source.cut_batch(starts, seq_len, device)
-    if seed is not None and source.access == "random":
-        ahead = samples._replace(first=samples.first + int(world_size) * batch_size)
-        source.read_ahead(source.choose_starts(ahead, seq_len, align), seq_len)
-    return batch
+    stride = int(world_size) * batch_size
+    return _draw(source, samples, seq_len, device, align, stride)
 
 
 def _require_seed(*values: object) -> None:
@@ -88,9 +84,24 @@ def _require_seed(*values: object) -> None:
     names = ("step", "rank", "world_size", "num_samples", "replace")
     for name, value, default in zip(names, values, (0, 0, 1, None, True), strict=True):
         if value != default:
-            raise ValueError(
-                f"{name}={value!r} needs a seed; give one, such as seed=1337"
-            )
+            raise ValueError(f"{name}={value!r} needs a seed; give one, such as seed=0")
+
+
+def _draw(
+    source: Source,
+    samples: Samples,
+    seq_len: int,
+    device: Device,
+    align: str | None,
+    stride: int,
+) -> Batch:
+    """Draw the batch of `samples`; the next one is `stride` samples later."""
+    starts = source.choose_starts(samples, seq_len, align)
+    batch = source.cut_batch(starts, seq_len, device)
+    if source.is_random and samples.seed is not None:
+        ahead = samples._replace(first=samples.first + stride)
+        source.read_ahead(source.choose_starts(ahead, seq_len, align), seq_len)
+    return batch
 
 
 def batches(
@@ -109,74 +120,62 @@ def batches(
     align: str | None = None,
     fingerprint: str | None = None,
 ) -> Iterator[tuple[int, Batch]]:
-    """Draw batches without end, and prefetch them in a background thread.
+    """Yield batches forever, prefetched in a background thread.
 
         for step, (x, y) in batches(train, 32, 256, seed=1337, start=resume_step):
 
-    The thread ends when the loop does, and what it raises is raised in the loop. Copies
-    to a GPU are queued on its default stream. Besides those of `get_batch` there are
-    these arguments:
+    The thread stops when the loop does, and its exceptions are raised in the loop.
+    Copies to a GPU are queued on its default stream. Arguments that are not here are
+    those of `get_batch`.
 
         start: The first step.
         prefetch: How many batches to prepare ahead; with 0 there is no thread.
         rank, world_size: 0 and 1 by default, unless torch.distributed runs several
             processes: then give both.
-        num_samples: How many samples all ranks consumed before step `start`, if their
-            batches were not all of this size.
-        fingerprint: Of the data with which the run began, from its checkpoint, to
-            verify that the data is the same.
+        num_samples: How many samples all ranks consumed before step `start`, for runs
+            whose batch size changed.
+        fingerprint: From the run's checkpoint; verified against the data.
 
     Yields:
         The step and its batch, which is `get_batch(..., seed=seed, step=step)`.
 
     Raises:
-        IntegrityError (a ValueError): `data` has another fingerprint.
-        ValueError: As of `get_batch`.
+        IntegrityError (a ValueError): `data` does not match `fingerprint`.
+        ValueError: See `get_batch`.
     """
     start, prefetch = check_int("start", start, 0), check_int("prefetch", prefetch, 0)
     source = as_source(data)
     if fingerprint is not None and (found := source.fingerprint()) != fingerprint:
         raise IntegrityError(
-            f"the run began with data of fingerprint {fingerprint}, but this is "
-            f"{found}; give the same data, or begin a new run"
+            f"data has fingerprint {found}, but the run started with {fingerprint}; "
+            "give the same data, or start a new run"
         )
     rank, world_size = _check_ranks(rank, world_size)
+    step = start if num_samples is None else 0
     samples = samples_of_batch(
-        batch_size, seed, 0, rank, world_size, num_samples, replace
+        batch_size, seed, step, rank, world_size, num_samples, replace
     )
     # Fail here rather than inside the loop.
     source.choose_starts(samples, check_int("seq_len", seq_len), align)
+    if device != "cpu":  # Resolve "cuda" now: each thread has its own current GPU.
+        device = check_device(device)
     stride = int(world_size) * samples.num_rows
-    before = start * stride if num_samples is None else int(num_samples)
-    if device != "cpu":  # Another thread may have another default GPU.
-        device = torch.empty(0, device=check_device(device)).device
 
     def make(step: int) -> Batch:
-        return get_batch(
-            source,
-            batch_size,
-            seq_len,
-            device,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            num_samples=before + (step - start) * stride,
-            replace=replace,
-            align=align,
-        )
+        mine = samples._replace(first=samples.first + (step - start) * stride)
+        return _draw(source, mine, int(seq_len), device, align, stride)
 
     return _prefetch(make, start, prefetch)
 
 
 def _check_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return the defaults of `rank` and `world_size` where one process draws."""
-    several = (
-        dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    )
-    if several and (rank is None or world_size is None):
+    """Default to one process; refuse to guess where there are several."""
+    is_distributed = dist.is_available() and dist.is_initialized()
+    num_processes = dist.get_world_size() if is_distributed else world_size or 1
+    if num_processes > 1 and (rank is None or world_size is None):
         raise ValueError(
-            f"torch.distributed runs {dist.get_world_size()} processes, which would "
-            "all draw the same batches; give rank and world_size"
+            f"there are {num_processes} processes, which would all draw the same "
+            "batches; give rank and world_size"
         )
     return 0 if rank is None else rank, 1 if world_size is None else world_size
 
@@ -190,21 +189,19 @@ def _prefetch(
         return
     getpid = os.getpid
     process = getpid()
-    # Its thread idles between batches: no break and no exit has to wait for long.
+    # The executor's thread is idle between batches, so break and exit do not block.
     pool = ThreadPoolExecutor(1, thread_name_prefix="tiny_llm.batching")
     ahead = deque(pool.submit(make, start + i) for i in range(prefetch))
     try:
         for step in itertools.count(start):
             if getpid() != process:
                 raise RuntimeError(
-                    "this process was forked while another drew these batches, and "
-                    "their thread stayed there; call batches() again"
+                    "batches() does not survive a fork: its thread stayed in the "
+                    "parent process; call batches() again"
                 )
             batch = ahead.popleft().result()
             ahead.append(pool.submit(make, step + prefetch))
             yield step, batch
-    finally:  # At the interpreter's exit too, when modules may be gone.
-        for future in ahead:
-            future.cancel()
+    finally:  # Also runs at interpreter exit, when modules may be gone.
         if getpid() == process:
-            pool.shutdown()
+            pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Datasets: batches for whatever wants a torch DataLoader."""
+"""Datasets: batches as a torch IterableDataset."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ class BatchDataset(IterableDataset[Any]):
     """`batches` as a torch dataset, for `DataLoader(dataset, batch_size=None)`.
 
     It yields (x, y); or with as_dict=True, for Hugging Face models, {"input_ids": x,
-    "labels": x}: these models shift the labels themselves. A Trainer collates what it
-    gets, so give it per_device_train_batch_size=1 and a data_collator that returns the
-    only element of its list.
+    "labels": x}, because these models shift the labels themselves. With Trainer set
+    per_device_train_batch_size=1 and data_collator=lambda rows: rows[0].
 
     With num_workers=0 the thread of `batches` prefetches. With n workers, worker k
-    makes steps start + k, start + k + n and so on. The loader takes turns, so the
-    batches and their order stay the same. It is slower, as batches travel between
-    processes, and device must be "cpu".
+    makes steps start + k, start + k + n and so on. The loader reads workers
+    round-robin, so the batches and their order stay the same. That is slower, because
+    batches are copied between processes, and device must be "cpu".
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class BatchDataset(IterableDataset[Any]):
         as_dict: bool = False,
         **options: Any,
     ) -> None:
-        """Take the arguments of `batches`, and check them as it does."""
+        """Take the arguments of `batches`, and validate them immediately."""
         self._batches = functools.partial(batches, data, batch_size, seq_len, **options)
         self._batches()
         self._batch_size = int(batch_size)
@@ -62,7 +61,7 @@ class BatchDataset(IterableDataset[Any]):
         before = self._options.get("num_samples")
         if before is None:
             before = int(self._options.get("start", 0)) * stride
-        # Every n-th batch of all ranks is what n times as many ranks leave to one.
+        # Worker k of n acts as one rank of n times the world size, k global batches on.
         return self._batches(
             start=0,
             num_samples=int(before) + worker.id * stride,
@@ -73,9 +72,9 @@ class BatchDataset(IterableDataset[Any]):
 
 
 def _refuse_collated(x: Any) -> None:
-    """Refuse what torch's default_collate makes of batches: it stacks them.
+    """Raise if default_collate stacked whole batches.
 
-    accelerate builds a batch of descriptions in place of tensors, which pass.
+    accelerate builds batches of descriptions instead of tensors; these pass.
     """
     if isinstance(x, torch.Tensor) and x.ndim != 2:
         raise ValueError(
@@ -85,7 +84,7 @@ def _refuse_collated(x: Any) -> None:
 
 
 class _Pair(NamedTuple("_Pair", [("x", torch.Tensor), ("y", torch.Tensor)])):
-    """A batch that notices when it is collated."""
+    """A batch that raises if default_collate stacks it."""
 
     def __new__(cls, x: torch.Tensor, y: torch.Tensor) -> _Pair:
         _refuse_collated(x)
@@ -93,7 +92,7 @@ class _Pair(NamedTuple("_Pair", [("x", torch.Tensor), ("y", torch.Tensor)])):
 
 
 class _Fields(dict[str, torch.Tensor]):
-    """A batch for Hugging Face models that notices when it is collated."""
+    """A batch for Hugging Face models that raises if default_collate stacks it."""
 
     @classmethod
     def of(cls, batch: Batch) -> _Fields:

@@ -1,20 +1,17 @@
-"""Documents: where they start, and which one an id belongs to."""
+"""Documents: find where they start, and number those in a batch."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from tiny_llm.atomic import atomic_write
 from tiny_llm.batching.permutation import Ints
 from tiny_llm.tokens import Manifest, scan_documents
-
-if TYPE_CHECKING:
-    import torch
 
 
 def document_ids(x: torch.Tensor, separator_id: int) -> torch.Tensor:
@@ -28,7 +25,6 @@ def document_ids(x: torch.Tensor, separator_id: int) -> torch.Tensor:
         int64, shape (B, T): how many documents ended before each id. A separator
         belongs to the document that it ends.
 
-    >>> import torch
     >>> document_ids(torch.tensor([[5, 256, 7, 8, 256, 256, 9]]), separator_id=256)
     tensor([[0, 0, 1, 1, 1, 2, 3]])
     """
@@ -39,10 +35,10 @@ def document_ids(x: torch.Tensor, separator_id: int) -> torch.Tensor:
 def load_document_starts(path: str | os.PathLike[str], manifest: Manifest) -> Ints:
     """Return where the documents of a token file start, from an index beside it.
 
-    A document starts at 0 and after each separator, so in text where a line ends after
-    the separator, a document starts with the end of that line. The index is built once
-    as NAME.documents: the SHA-256 of the ids it belongs to, 32 bytes, then the
-    positions as little-endian int64. If it cannot be written it stays in memory.
+    A document starts at 0 and after each separator, so a newline after a separator
+    belongs to the next document. The index is built once as NAME.documents: the SHA-256
+    of the ids it belongs to, 32 bytes, then the positions as little-endian int64. If
+    the folder cannot be written, the index stays in memory.
 
     Returns:
         Shape (num_documents,), increasing from 0; usually a read-only memmap.
@@ -68,7 +64,7 @@ def _is_index(path: Path, digest: bytes, num_documents: int) -> bool:
 
 
 def _find_starts(path: str | os.PathLike[str]) -> Iterator[Ints]:
-    """Yield the start of each document: where the one before it ends."""
+    """Yield document starts, block by block: each is where the one before ends."""
     last = np.zeros(1, dtype=np.int64)
     for _, ends in scan_documents(path):
         starts = np.concatenate([last, ends])

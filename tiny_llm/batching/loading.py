@@ -1,7 +1,8 @@
-"""Loading: what a caller gives becomes a source; paths become open token files."""
+"""Loading: open paths, and wrap arrays and tensors as sources."""
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from tiny_llm.batching.sources import (
+    CHUNK,
     ArraySource,
     DeviceArray,
     JoinedArrays,
@@ -24,24 +26,22 @@ from tiny_llm.errors import InputError
 from tiny_llm.layout import SPLITS, split_path
 from tiny_llm.tokens import manifest_path
 
-_CHUNK = 1 << 24
-_MAX_OPENED = 8
-
 Data = Source | Ids | torch.Tensor | StrPath
 
 
 def as_source(data: Data) -> Source:
-    """Return the source of what a caller gave; a path is opened once.
+    """Wrap data as a source; a path is opened once and cached.
 
     Raises:
-        ValueError: It is neither ids nor a path of a token file.
+        ValueError: `data` is not an integer array, a tensor or a path.
     """
     if isinstance(data, np.ndarray):
         return ArraySource(data)
     if isinstance(data, Source):
         return data
     if isinstance(data, str | os.PathLike):
-        return _open_once(data)
+        path = _find_path(data)
+        return _open_version(path, _version(path), _version(manifest_path(path)))
     if isinstance(data, torch.Tensor):
         return DeviceArray(data)
     raise ValueError(
@@ -50,8 +50,14 @@ def as_source(data: Data) -> Source:
     )
 
 
-def _identity(path: StrPath) -> tuple[int, ...] | None:
-    """What tells a file from the one that had its name before."""
+@functools.lru_cache(maxsize=8)
+def _open_version(path: Path, *_: object) -> TokenFile:
+    """Open a token file, unless this version of it is open already."""
+    return TokenFile(path)
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """Identify the current version of a file, so that a replaced file is reopened."""
     try:
         found = os.stat(path)
     except OSError:
@@ -59,44 +65,32 @@ def _identity(path: StrPath) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-_opened: dict[Path, tuple[object, TokenFile]] = {}
-
-
-def _open_once(path: StrPath) -> TokenFile:
-    """Open a token file, or return it as it was opened before if it is the same."""
-    target = _find_path(path)
-    identity = _identity(target), _identity(manifest_path(target))
-    known = _opened.get(target)
-    if known is None or known[0] != identity:
-        known = identity, TokenFile(target)
-        while len(_opened) >= _MAX_OPENED:
-            _opened.pop(next(iter(_opened)), None)
-        _opened[target] = known
-    return known[1]
-
-
 def _find_path(path: StrPath) -> Path:
-    """Return the path of a token file; explain what else was given."""
+    """Return the path of a token file, or explain why it is not one."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path is {path!r}; give the path of a token file, or a list")
     if path in SPLITS:
         return split_path(str(path))
     target = Path(path)
-    if target.is_dir():
-        files = ", ".join(sorted(file.name for file in target.glob("*.bin"))[:3])
+    if target.is_file():
+        return target
+    if str(path) and target.is_dir():
+        names = ", ".join(sorted(file.name for file in target.glob("*.bin"))[:3])
         raise InputError(
             f"{path} is a folder; give a token file in it, or a list of them"
-            + (f" ({files})" if files else "")
+            + (f" ({names})" if names else "")
         )
-    if not target.exists() and glob.has_magic(str(path)):
+    if glob.has_magic(str(path)):
         raise InputError(f"{path} is a pattern; give sorted(glob.glob({str(path)!r}))")
-    if not target.exists() and target.name == str(path) and not target.suffix:
+    if target.name == str(path) and not target.suffix:
         raise InputError(
-            f"{path}: no such token file, and no split; the splits are "
-            f"{' and '.join(SPLITS)}"
+            f"{str(path)!r} is neither a token file nor the name of a split; the "
+            f"splits are {SPLITS}"
         )
     return target
 
 
-# A str is a sequence of str too, which the first overload takes.
+# A str also matches Sequence[str]; the first overload handles it.
 @overload
 def load_token_array(  # type: ignore[overload-overlap]
     path: StrPath, device: None = ..., *, access: str = ...
@@ -117,38 +111,36 @@ def load_token_array(
 ) -> TokenFile | JoinedArrays | DeviceArray:
     """Open a token file, or several as one, for batching.
 
-    The file is mapped into memory and read when touched. What was read stays in the
-    page cache, which the system counts as memory of the process (RSS) and takes back
-    when it needs it, so that figure grows to the size of the file and is no leak.
+    The file is memory-mapped. Pages that were read stay in the page cache and count
+    towards RSS, so RSS can grow to the size of the file. This is not a leak: the system
+    reclaims them when it needs memory.
 
     Args:
-        path: A token file, or the name of a split that the pipeline made, "train" or
-            "valid" (a file of that name is "./train"); or a list of these, read end to
-            end as one. A .bin without a manifest beside it is read as uint16.
-        device: Copy all ids there, for example to "cuda", so that batches are cut on
-            the device.
-        access: "random" is for files that are cold or larger than memory. The system
-            then reads only the windows of a batch, all at once instead of one by one,
-            and with a seed those of the next batch ahead.
+        path: A token file, or "train" or "valid" for a split that the pipeline made, or
+            a list of these, concatenated. Write "./train" for a file named train. A
+            .bin without a manifest beside it is read as uint16.
+        device: Copy all ids to this device, such as "cuda", so that batches are cut
+            there.
+        access: Use "random" for files that are not cached or are larger than memory.
+            Only the pages needed are read, all windows of a batch in parallel; with a
+            seed, the next batch is read ahead.
 
     Returns:
-        Ids of shape (N,), uint16 or uint32, read-only, to be sliced like an array: a
-        `TokenFile`, for a list `JoinedArrays`, with a device a `DeviceArray`.
+        Ids, shape (N,), uint16 or uint32, read-only, that slice like an array: a
+        `TokenFile`, `JoinedArrays` for a list, or a `DeviceArray` if `device` is given.
 
     Raises:
         InputError (a ValueError): There is no such file, or it is empty.
-        IntegrityError (a ValueError): A file is not what its manifest says, or two
-            files were made by different tokenizers.
+        IntegrityError (a ValueError): A file does not match its manifest, or two files
+            were made by different tokenizers.
     """
     if access not in ("normal", "random"):
         raise ValueError(f"access is {access!r}; give 'normal' or 'random'")
     data: TokenFile | JoinedArrays
-    if isinstance(path, str | os.PathLike):
-        data = TokenFile(_find_path(path), access)
-    elif isinstance(path, Sequence):
+    if isinstance(path, Sequence) and not isinstance(path, str):
         data = JoinedArrays([TokenFile(_find_path(part), access) for part in path])
     else:
-        raise ValueError(f"path is {path!r}; give the path of a token file, or a list")
+        data = TokenFile(_find_path(path), access)
     return data if device is None else _copy_to(device, data)
 
 
@@ -156,27 +148,27 @@ def _copy_to(device: Device, source: TokenFile | JoinedArrays) -> DeviceArray:
     """Copy all ids to a device, chunk by chunk."""
     dtype = getattr(torch, source.dtype.name)
     ids = torch.empty(len(source), dtype=dtype, device=check_device(device))
-    for begin in range(0, len(source), _CHUNK):
-        end = min(begin + _CHUNK, len(source))
-        [chunk] = source.read_windows(np.array([begin]), end - begin - 1)
-        ids[begin:end] = torch.from_numpy(chunk)
+    for begin in range(0, len(source), CHUNK):
+        chunk = source[begin : begin + CHUNK]
+        source.check_ids(chunk)
+        ids[begin : begin + len(chunk)] = torch.from_numpy(chunk.copy())
     return DeviceArray(ids, source.fingerprint())
 
 
 def fingerprint(data: Data) -> str:
     """Return a digest of the ids, to store in a checkpoint; see `batches`.
 
-    A token file with a manifest costs nothing: the manifest has the digest (`make
-    verify` compares the two). Other ids are read, about a second per GB.
+    Free for a token file with a manifest, which holds the digest (`make verify`
+    compares the two). Other ids are read, at about 1 GB/s.
 
     Args:
         data: Whatever `get_batch` draws from.
 
     Returns:
-        The SHA-256 of the ids as a token file holds them, in hex; for several files or
-        a mixture, the SHA-256 of theirs.
+        SHA-256 of the ids as a token file holds them, in hex; for several files or a
+        mixture, a hash of their digests.
 
     Raises:
-        InputError, IntegrityError (ValueErrors): As of `load_token_array`.
+        InputError, IntegrityError (ValueErrors): See `load_token_array`.
     """
     return as_source(data).fingerprint()

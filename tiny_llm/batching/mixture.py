@@ -1,10 +1,10 @@
 """Mixtures: samples of several sources in exact shares.
 
-1. Samples come in blocks. By the end of each block every source has contributed its
-   share of all samples so far, to within one.
-2. Inside a block the order of sources is random, and belongs to (seed, block).
-3. A source counts its own samples across all blocks and draws them, with its own key,
-   as if it were alone: nothing is lost or repeated.
+1. Samples come in blocks. After each block, the number of samples from every source is
+   within one of its exact share.
+2. Inside a block the order of sources is random, and depends only on (seed, block).
+3. Each source counts its own samples across all blocks and draws them with its own key,
+   as if alone. None is lost or repeated.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 
 from tiny_llm.batching.loading import Data, as_source
 from tiny_llm.batching.permutation import Ints, keyed_philox
-from tiny_llm.batching.sampling import Samples
-from tiny_llm.batching.sources import DeviceArray, Source, check_alike
+from tiny_llm.batching.sampling import Samples, choose
+from tiny_llm.batching.sources import DeviceArray, Source, check_same_tokenizer
 from tiny_llm.batching.windows import Ids
 
 _MAX_BLOCK = 1 << 20
@@ -32,12 +31,12 @@ _MAX_BLOCK = 1 << 20
 class Mixture(Source):
     """Several sources to draw batches from, each with its share of the samples.
 
-    A window stays inside its source. Start positions count through the sources, end to
+    Windows never cross sources. Start positions number the ids of all sources, end to
     end. All sources must come from one tokenizer.
 
     Attributes:
-        sources: What was given.
-        shares: Of each source, exact, 1 in sum.
+        sources: The sources.
+        shares: Exact share of each source (a Fraction); they sum to 1.
         block_size: Number of samples in a block: 1,024, or the next power of two in
             which the smallest share is at least one sample.
 
@@ -59,24 +58,28 @@ class Mixture(Source):
                 their sum, a source is not ids in memory or in a file, or two sources
                 were made by different tokenizers.
         """
-        weights = [_check_weight(n, weight) for n, (_, weight) in enumerate(sources)]
-        self.sources = [as_source(data) for data, _ in sources]
+        pairs = list(sources)
+        for number, pair in enumerate(pairs):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ValueError(f"source {number} is not a pair (data, weight)")
+        weights = [_check_weight(n, weight) for n, (_, weight) in enumerate(pairs)]
+        self.sources = [as_source(data) for data, _ in pairs]
         for number, source in enumerate(self.sources):
             if isinstance(source, Mixture | DeviceArray):
                 raise ValueError(
                     f"source {number} is of type {type(source).__name__}; give token "
                     "files or arrays in memory, each with its own weight"
                 )
-        check_alike(self.sources, "source")
+        check_same_tokenizer(self.sources, "source")
         self.dtype = self.sources[0].dtype
-        self.access = max(source.access for source in self.sources)
+        self.is_random = any(source.is_random for source in self.sources)
         self.shares = [weight / sum(weights) for weight in weights]
         smallest = math.ceil(1 / min(self.shares))
         self.block_size = max(1024, 1 << (smallest - 1).bit_length())
         if self.block_size > _MAX_BLOCK:
             raise ValueError(
                 f"source {self.shares.index(min(self.shares))} has a share of less "
-                f"than one sample in {_MAX_BLOCK:,}; leave it out or give it more"
+                f"than one sample in {_MAX_BLOCK:,}; remove it or increase its weight"
             )
         self._begins = np.cumsum([0, *map(len, self.sources)], dtype=np.int64)
         self._last_block: tuple[object, tuple[Ints, Ints]] | None = None
@@ -89,13 +92,14 @@ class Mixture(Source):
 
     def __repr__(self) -> str:
         pairs = zip(self.shares, self.sources, strict=True)
-        return f"Mixture({', '.join(f'{s} of {len(d):,} ids' for s, d in pairs)})"
+        parts = [f"{float(share):.1%} of {source!r}" for share, source in pairs]
+        return f"Mixture({', '.join(parts)})"
 
     def num_taken(self, num_samples: int) -> list[int]:
         """Return how many of the first samples belong to each source.
 
-        The sum over the first k sources is rounded, so all add up to num_samples. It
-        holds at the end of a block.
+        The sum over the first k sources is rounded, so all add up to num_samples. Exact
+        only at block boundaries.
         """
         shares = itertools.accumulate(self.shares, initial=Fraction(0))
         taken = [math.floor(share * num_samples + Fraction(1, 2)) for share in shares]
@@ -105,47 +109,54 @@ class Mixture(Source):
         """Assign samples first .. first + num_rows - 1 to sources.
 
         Returns:
-            The number of the source, and how many samples that source took before,
+            The number of the source, and the index of the sample within its source,
             both of shape (num_rows,).
         """
         begin, skip = divmod(first, self.block_size)
         end = (first + num_rows - 1) // self.block_size + 1
         blocks = [self._assign_block(seed, block) for block in range(begin, end)]
-        sources, numbers = map(np.concatenate, zip(*blocks, strict=True))
-        return sources[skip : skip + num_rows], numbers[skip : skip + num_rows]
+        source_numbers, indices = map(np.concatenate, zip(*blocks, strict=True))
+        rows = slice(skip, skip + num_rows)
+        return source_numbers[rows], indices[rows]
 
     def _assign_block(self, seed: int | str, block: int) -> tuple[Ints, Ints]:
-        last = self._last_block  # Read once: another thread may replace it.
+        last = self._last_block  # Read once: another thread may replace it meanwhile.
         if last is not None and last[0] == (seed, block):
             return last[1]
         before = self.num_taken(block * self.block_size)
         after = self.num_taken((block + 1) * self.block_size)
-        sources = np.repeat(np.arange(len(before)), np.subtract(after, before))
+        source_numbers = np.repeat(np.arange(len(before)), np.subtract(after, before))
         random = keyed_philox("mixture", seed, block).random_raw(self.block_size)
-        sources = sources[random.argsort(kind="stable")]
-        numbers = np.empty_like(sources)
-        for source, number in enumerate(before):
-            rows = np.flatnonzero(sources == source)
-            numbers[rows] = np.arange(number, number + len(rows))
-        self._last_block = (seed, block), (sources, numbers)
-        return sources, numbers
+        source_numbers = source_numbers[random.argsort(kind="stable")]
+        indices = np.empty_like(source_numbers)
+        for number, first in enumerate(before):
+            rows = np.flatnonzero(source_numbers == number)
+            indices[rows] = np.arange(first, first + len(rows))
+        self._last_block = (seed, block), (source_numbers, indices)
+        return source_numbers, indices
 
     def choose_starts(self, samples: Samples, seq_len: int, align: str | None) -> Ints:
-        seed, first, num_rows, replace = samples
         for number, source in enumerate(self.sources):
             _check_source(number, source, seq_len, align)
-        if seed is None:
-            seed = int(torch.randint(1 << 62, ()))
-        sources, numbers = self.assign(seed, first, num_rows)
-        starts = np.empty(num_rows, dtype=np.int64)
+        source_numbers, indices = self._assign(samples)
+        starts = np.empty(samples.num_rows, dtype=np.int64)
         for number, source in enumerate(self.sources):
-            rows = (sources == number).nonzero()[0]
+            rows = (source_numbers == number).nonzero()[0]
             if len(rows):
-                first = int(numbers[rows[0]])
-                own = Samples(f"{seed}/{number}", first, len(rows), replace)
+                own = samples._replace(first=int(indices[rows[0]]), num_rows=len(rows))
+                if samples.seed is not None:
+                    own = own._replace(seed=f"{samples.seed}/{number}")
                 chosen = source.choose_starts(own, seq_len, align)
                 starts[rows] = chosen + self._begins[number]
         return starts
+
+    def _assign(self, samples: Samples) -> tuple[Ints, Ints]:
+        if samples.seed is not None:
+            return self.assign(samples.seed, samples.first, samples.num_rows)
+        # Without a seed, any sample of any block will do.
+        ends = np.cumsum(self.num_taken(self.block_size))
+        places = choose(self.block_size, samples)
+        return np.searchsorted(ends, places, side="right"), places
 
     def read_windows(self, starts: Ints, seq_len: int) -> Ids:
         windows = np.empty((len(starts), seq_len + 1), self.dtype)

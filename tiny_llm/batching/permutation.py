@@ -1,10 +1,9 @@
-"""Permutations: random orders of 0 .. n - 1 that are computed from a key.
+"""Permutations: random orders of 0 .. n - 1, generated from a key.
 
-Every random number comes from SHAKE-128 of a key that names its purpose and what it
-depends on, so no two streams coincide, as those of seed + epoch would. Where many are
-needed, the digest is the key of Philox (Salmon et al., "Parallel random numbers: as
-easy as 1, 2, 3", 2011). Philox can start at any position, and numpy guarantees that its
-numbers never change.
+Every random number is SHAKE-128 of a key that names its purpose and its inputs, so no
+two streams overlap (those of seed + epoch would). Where many are needed, the digest is
+the key of Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011),
+which can start at any position; numpy guarantees that its numbers never change.
 """
 
 from __future__ import annotations
@@ -25,13 +24,14 @@ Ints = npt.NDArray[np.int64]
 _MAX_STORED = 4096
 
 
+@functools.lru_cache(maxsize=64)
 def keyed_int(*key: object) -> int:
-    """Return a random integer of 64 bits that belongs to a key."""
+    """Return a random integer of 64 bits, derived from a key."""
     return int.from_bytes(_digest(8, *key), "little")
 
 
 def keyed_philox(*key: object, counter: int = 0) -> np.random.Philox:
-    """Return the random numbers of a key, 64 bits each, from number 4 * counter on."""
+    """Return a generator for a key that starts at number 4 * counter."""
     words = int.from_bytes(_digest(16, *key), "little")
     return np.random.Philox(key=words, counter=counter)
 
@@ -43,7 +43,7 @@ def _digest(num_bytes: int, *key: object) -> bytes:
 
 @functools.lru_cache(maxsize=32)
 def permutation(n: int, *key: object) -> Callable[[Ints], Ints]:
-    """Return the permutation of 0 .. n - 1 that belongs to a key."""
+    """Return the permutation of 0 .. n - 1 that is derived from a key."""
     if n > _MAX_STORED:
         return Permutation(n, *key)
     numbers = keyed_philox("permutation", n, *key).random_raw(n)
@@ -52,13 +52,13 @@ def permutation(n: int, *key: object) -> Callable[[Ints], Ints]:
 
 
 class Permutation:
-    """A random permutation of 0 .. n - 1 that is computed, not stored.
+    """A random permutation of 0 .. n - 1 that is computed on demand.
 
     A number is written as (high, low) in a grid of about sqrt(n) rows and columns.
-    Each round adds to one of the two a random number that a table holds for the other,
-    modulo its range. A round can be undone, so all of them together are one-to-one on
-    the grid (a Feistel network). A number that lands beyond n - 1 goes through the
-    rounds again until it does not, which keeps the map one-to-one on 0 .. n - 1.
+    Each round adds to one coordinate, modulo its range, the table entry that the other
+    selects. A round can be undone, so all of them together are one-to-one on the grid
+    (a Feistel network). A number that lands beyond n - 1 goes through the rounds again
+    until it does not, which keeps the map one-to-one on 0 .. n - 1.
 
     By hand, n = 5 on a grid of 2 rows and 3 columns, and one round each way with the
     tables (1, 2) for the rows and (0, 1, 0) for the columns: 4 is (1, 1); row 1 adds 2
@@ -72,14 +72,14 @@ class Permutation:
     """
 
     def __init__(self, n: int, *key: object) -> None:
-        """Make the permutation of 0 .. n - 1 that belongs to a key."""
+        """Make the permutation of 0 .. n - 1 that is derived from a key."""
         self.n = check_int("n", n)
         self._columns = math.isqrt(n - 1) + 1
         self._rows = -(-n // self._columns)
         self._tables = []
         numbers = keyed_philox("permutation", n, *key)
-        # With four rounds, neighbours stay neighbours in 2 / n of all cases, with six
-        # in 1 / n. Beyond four billion, four save memory and the difference is nothing.
+        # Four rounds leave neighbours adjacent in 2 / n of all cases, six in 1 / n.
+        # Above 2**32 the difference is negligible, and four save memory.
         for number in range(4 if n > 1 << 32 else 6):
             size, limit = self._rows, self._columns
             if number % 2:
@@ -88,7 +88,7 @@ class Permutation:
             self._tables.append(words[:size] % np.uint32(limit))
 
     def __call__(self, indices: Ints) -> Ints:
-        """Return where indices go: both shape (k,), each in [0, n).
+        """Map indices through the permutation: both shape (k,), each in [0, n).
 
         Raises:
             ValueError: An index is out of range.
@@ -98,15 +98,12 @@ class Permutation:
                 f"indices range from {indices.min():,} to {indices.max():,}; give "
                 f"indices from 0 to {self.n - 1:,}"
             )
-        sent = self._go_round(indices)
-        while self.n < self._rows * self._columns:
-            beyond = (sent >= self.n).nonzero()[0]
-            if not len(beyond):
-                break
-            sent[beyond] = self._go_round(sent[beyond])
-        return sent
+        images = self._apply_rounds(indices)
+        while len(beyond := (images >= self.n).nonzero()[0]):
+            images[beyond] = self._apply_rounds(images[beyond])
+        return images
 
-    def _go_round(self, indices: Ints) -> Ints:
+    def _apply_rounds(self, indices: Ints) -> Ints:
         high, low = np.divmod(indices, self._columns)
         for number, table in enumerate(self._tables):
             if number % 2:

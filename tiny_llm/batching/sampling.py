@@ -1,13 +1,13 @@
-"""Sampling: from (seed, sample number) to start positions. No token is read.
+"""Sampling: from (seed, sample number) to start positions. Reads no tokens.
 
 A window is seq_len + 1 consecutive ids, so N ids have N - seq_len windows. With a seed,
 sample p of a training run (counted from 0) depends on (seed, p) and nothing else:
 
-1. Row `row` of rank `rank` takes p = (step * world_size + rank) * batch_size + row.
+1. Row `row` of rank `rank` is sample p = (step * world_size + rank) * batch_size + row.
    The state of a run is one integer: the number of samples consumed.
-2. With replacement, sample p takes number p of a random stream that the seed fixes.
-3. Without replacement, p counts through epochs. Each epoch cuts the ids, from its own
-   random offset, into windows that share no input, and takes them in its own order.
+2. With replacement, sample p uses number p of a random stream that the seed determines.
+3. Without replacement, p counts through epochs. Each epoch cuts the ids into windows
+   with disjoint inputs, from a random offset, and visits them in its own random order.
 
 So a run resumes from its step alone, and the global batch is the same for any number
 of ranks.
@@ -30,10 +30,7 @@ _BLOCK = 1024
 
 
 def count_windows(num_tokens: int, seq_len: int) -> int:
-    """Return the number of start positions.
-
-    Raises:
-        ValueError: There is not even one window.
+    """Return the number of start positions; raise a ValueError if there is none.
 
     >>> count_windows(num_tokens=10, seq_len=4)
     6
@@ -50,9 +47,9 @@ class Samples(NamedTuple):
     """Consecutive samples of a run, one per row of a batch.
 
     Attributes:
-        seed: Fixes the run; inside a mixture "seed/source" for each source. None draws
-            from torch's global generator instead, with replacement.
-        first: Number of samples before these.
+        seed: Determines all draws. In a mixture, each source uses "seed/number". None
+            draws from torch's global generator instead, with replacement.
+        first: Number of samples drawn before these.
         num_rows: Number of samples.
         replace: Whether they are drawn with replacement.
     """
@@ -72,10 +69,7 @@ def samples_of_batch(
     num_samples: int | None,
     replace: bool,
 ) -> Samples:
-    """Return the samples that a rank takes at a step; see `window_starts`.
-
-    Raises:
-        ValueError: An argument is out of range.
+    """Check the arguments of `get_batch`; return what a rank draws at a step.
 
     >>> samples_of_batch(8, 1337, 3, 1, 2, None, True)
     Samples(seed=1337, first=56, num_rows=8, replace=True)
@@ -97,14 +91,14 @@ def samples_of_batch(
         num_samples = check_int("num_samples", num_samples, 0)
         if step:
             raise ValueError(
-                f"step is {step} and num_samples is {num_samples}, but each says how "
-                "far the run is; give one of them"
+                f"step is {step} and num_samples is {num_samples}, but both set the "
+                "position in the run; give only one"
             )
     first = num_samples + rank * batch_size
     if first + batch_size > 1 << 62:
         raise ValueError(
-            f"step is {step:,}, which puts the batch beyond sample 2**62; "
-            "give a smaller one"
+            f"the batch starts at sample {first:,}, beyond 2**62; give a smaller step "
+            "or num_samples"
         )
     return Samples(seed, first, batch_size, replace)
 
@@ -121,7 +115,7 @@ def window_starts(
     num_samples: int | None = None,
     replace: bool = True,
 ) -> Ints:
-    """Return the start positions of one rank's batch at one step, always the same.
+    """Return the start positions of one rank's batch at one step.
 
     `num_tokens` is N, the number of ids; the other arguments are those of `get_batch`.
     Without replacement an epoch has (N - T) // T windows, at least one, and a batch may
@@ -137,25 +131,21 @@ def window_starts(
         batch_size, seed, step, rank, world_size, num_samples, replace
     )
     num_tokens = check_int("num_tokens", num_tokens, 0)
-    return choose_windows(num_tokens, check_int("seq_len", seq_len), samples)
+    return choose_window_starts(num_tokens, check_int("seq_len", seq_len), samples)
 
 
-def choose_windows(num_tokens: int, seq_len: int, samples: Samples) -> Ints:
-    """Choose a start position for each sample, shape (num_rows,).
-
-    Raises:
-        ValueError: There is no window.
-    """
+def choose_window_starts(num_tokens: int, seq_len: int, samples: Samples) -> Ints:
+    """Choose a start position for each sample, shape (num_rows,)."""
     num_windows = count_windows(num_tokens, seq_len)
     if samples.replace:
         return choose(num_windows, samples)
-    # The ids that do not fill a window are split between the two ends at random.
+    # Leftover ids are split randomly between both ends.
     num_windows = max(1, num_windows // seq_len)
     num_offsets = num_tokens - num_windows * seq_len
     starts = choose(num_windows, samples)
     starts *= seq_len
     for epoch, _, rows in _split_by_epoch(num_windows, samples):
-        starts[rows] += _epoch_offset(samples.seed, epoch) % num_offsets
+        starts[rows] += keyed_int("offset", samples.seed, epoch) % num_offsets
     return starts
 
 
@@ -185,7 +175,7 @@ def _choose_block(n: int, seed: int | str, replace: bool, number: int) -> Ints:
     first = number * _BLOCK
     chosen: Ints
     if replace:
-        # Philox makes four numbers at a time.
+        # Philox generates four numbers per counter value.
         numbers = keyed_philox("stream", seed, counter=first // 4).random_raw(_BLOCK)
         chosen = (numbers % np.uint64(n)).view(np.int64)
         return chosen
@@ -197,15 +187,10 @@ def _choose_block(n: int, seed: int | str, replace: bool, number: int) -> Ints:
 
 
 def _split_by_epoch(n: int, samples: Samples) -> Iterator[tuple[int, Ints, slice]]:
-    """Yield each epoch of n samples with the indices in it and their rows."""
+    """Yield the epochs that the samples touch: number, indices in it, and rows."""
     row = 0
     while row < samples.num_rows:
         epoch, index = divmod(samples.first + row, n)
         num_here = min(samples.num_rows - row, n - index)
         yield epoch, np.arange(index, index + num_here), slice(row, row + num_here)
         row += num_here
-
-
-@functools.lru_cache(maxsize=64)
-def _epoch_offset(seed: int | str | None, epoch: int) -> int:
-    return keyed_int("offset", seed, epoch)

@@ -1,7 +1,7 @@
 """Sources: what batches are drawn from, one class per kind of data.
 
-`Source` is all that `get_batch` and `Mixture` know. `IdArray` adds reading ids in
-order. A new kind of data is one more class here, and one line in `loading.as_source`.
+`get_batch` and `Mixture` use only the `Source` interface; `IdArray` adds slicing. A new
+kind of data is one more class.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ import torch
 
 from tiny_llm.batching.documents import load_document_starts
 from tiny_llm.batching.permutation import Ints
-from tiny_llm.batching.sampling import Samples, choose, choose_windows, count_windows
+from tiny_llm.batching.sampling import (
+    Samples,
+    choose,
+    choose_window_starts,
+    count_windows,
+)
 from tiny_llm.batching.windows import (
     Batch,
     Device,
     Ids,
     MappedFile,
+    check_device,
     cut_windows,
     split_windows,
     to_batch,
@@ -41,8 +47,8 @@ from tiny_llm.tokens import (
 # B = batch_size, T = seq_len, N = ids in the source
 StrPath = str | os.PathLike[str]
 
-_CHUNK = 1 << 24
-# The signed dtype of the same width, which torch can index on every device.
+CHUNK = 1 << 24  # ids that are read at a time
+# Signed dtype of the same width: torch can index these on every device.
 _SIGNED = {
     **{dtype: dtype for dtype in (torch.int8, torch.int16, torch.int32, torch.int64)},
     torch.uint8: torch.int8,
@@ -55,14 +61,14 @@ class Source(abc.ABC):
     """Ids that windows are drawn from.
 
     Attributes:
-        dtype: Of the ids.
-        manifest: Of the token file they are in; of several, the first one found.
-        access: "normal" or "random", see `load_token_array`.
+        dtype: Dtype of the ids.
+        manifest: Manifest of the token file; for several files, the first one found.
+        is_random: Whether it was opened with access="random".
     """
 
     dtype: np.dtype[Any]
     manifest: Manifest | None = None
-    access: str = "normal"
+    is_random: bool = False
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -70,26 +76,18 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read_windows(self, starts: Ints, seq_len: int) -> Ids:
-        """Copy the windows at `starts`, shape (B,), to an array of shape (B, T + 1).
-
-        Raises:
-            IntegrityError: The ids are damaged.
-        """
+        """Copy the windows at `starts`, shape (B,), to an array of shape (B, T + 1)."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Return a digest of the ids; see `tiny_llm.batching.fingerprint`."""
 
     def will_need(self, begin: int, end: int) -> None:
-        """Have the system start to read the ids from begin to end."""
-        del begin, end  # Ids in memory are there already.
+        """Ask the system to start reading the ids from begin to end."""
+        del begin, end  # Ids in memory need no read-ahead.
 
     def document_starts(self) -> Ints:
-        """Return where documents start, shape (num_documents,), increasing from 0.
-
-        Raises:
-            ValueError: The source does not know its separator.
-        """
+        """Return where documents start, shape (num_documents,), increasing from 0."""
         raise ValueError(
             "align='document' needs to know the separator, but data has no manifest; "
             "give what load_token_array returns for a token file with a manifest, "
@@ -97,11 +95,7 @@ class Source(abc.ABC):
         )
 
     def count_choices(self, seq_len: int, align: str | None) -> int:
-        """Return how many windows there are to choose from.
-
-        Raises:
-            ValueError: There is none, or `align` is unknown or impossible here.
-        """
+        """Return how many windows there are; raise a ValueError if there is none."""
         num_windows = count_windows(len(self), seq_len)
         if align is None:
             return num_windows
@@ -110,13 +104,9 @@ class Source(abc.ABC):
         return int(np.searchsorted(self.document_starts(), num_windows))
 
     def choose_starts(self, samples: Samples, seq_len: int, align: str | None) -> Ints:
-        """Choose a start position for each sample, shape (num_rows,).
-
-        Raises:
-            ValueError: As of `count_choices`.
-        """
+        """Choose a start position for each sample, shape (num_rows,)."""
         if align is None:
-            return choose_windows(len(self), seq_len, samples)
+            return choose_window_starts(len(self), seq_len, samples)
         num_choices = self.count_choices(seq_len, align)
         return self.document_starts()[choose(num_choices, samples)]
 
@@ -126,28 +116,24 @@ class Source(abc.ABC):
         return to_batch(self.read_windows(starts, seq_len), device)
 
     def read_ahead(self, starts: Ints, seq_len: int) -> None:
-        """With random access, start to read all windows at once."""
-        if self.access == "random":
+        """With random access, start reading all windows in parallel."""
+        if self.is_random:
             for start in starts.tolist():
                 self.will_need(start, start + seq_len + 1)
 
 
 class IdArray(Source):
-    """Ids in an order, to be sliced like a one-dimensional array.
+    """A source that slices like a one-dimensional array.
 
     Attributes:
-        id_limit: Ids that are read must be below it; None where all are fine.
+        id_limit: Every id must be below it; None means no limit.
     """
 
     id_limit: int | None = None
 
     @abc.abstractmethod
     def read(self, begin: int, end: int) -> Ids:
-        """Return the ids from begin to end, shape (end - begin,), read-only or fresh.
-
-        Raises:
-            IntegrityError: The file was truncated since it was opened.
-        """
+        """Return a view or copy of the ids from begin to end, shape (end - begin,)."""
 
     def read_windows(self, starts: Ints, seq_len: int) -> Ids:
         rows = [self.read(start, start + seq_len + 1) for start in starts.tolist()]
@@ -157,9 +143,13 @@ class IdArray(Source):
         """Raise an IntegrityError if an id is not below `id_limit`."""
         limit = self.id_limit
         if limit and ids.size and (top := ids.item(ids.argmax())) >= limit:
-            reason = "its manifest says vocab_size" if self.manifest else "the limit is"
+            name = getattr(self, "path", "data")
+            if self.manifest is None:
+                raise IntegrityError(
+                    f"{name} holds the id {top:,}; give ids below 2**63"
+                )
             raise IntegrityError(
-                f"{getattr(self, 'path', 'data')} holds the id {top:,}, but {reason} "
+                f"{name} holds the id {top:,}, but its manifest says vocab_size "
                 f"{limit:,}; encode the text again"
             )
 
@@ -167,8 +157,8 @@ class IdArray(Source):
         digest = hashlib.sha256()
         if self.dtype.name not in DTYPES:
             digest.update(self.dtype.name.encode())
-        for begin in range(0, len(self), _CHUNK):
-            ids = self.read(begin, min(begin + _CHUNK, len(self)))
+        for begin in range(0, len(self), CHUNK):
+            ids = self.read(begin, min(begin + CHUNK, len(self)))
             digest.update(ids.astype(ids.dtype.newbyteorder("<")).data)
         return digest.hexdigest()
 
@@ -195,7 +185,7 @@ class IdArray(Source):
 
 
 class ArraySource(IdArray):
-    """Any one-dimensional integer array in memory, or mapped into it.
+    """Any one-dimensional integer array, in memory or memory-mapped.
 
     Attributes:
         ids: Shape (N,).
@@ -208,11 +198,11 @@ class ArraySource(IdArray):
                 "one-dimensional array of integers"
             )
         self.dtype = ids.dtype
-        # Slices of a memmap are slow to make.
+        # Slicing an np.memmap is slow.
         self.ids = ids if type(ids) is np.ndarray else ids.view(np.ndarray)
         self._file = MappedFile(ids)
-        if ids.dtype == np.uint64:  # It holds what int64 tensors cannot.
-            self.id_limit = 1 << 8 * ids.itemsize - 1
+        if ids.dtype.kind == "u" and ids.itemsize == 8:  # Some do not fit int64.
+            self.id_limit = 1 << 63
 
     def __reduce__(self) -> Any:
         return ArraySource, (np.array(self),)
@@ -234,7 +224,7 @@ class ArraySource(IdArray):
 class TokenFile(ArraySource):
     """A token file, mapped into memory and sliced like a read-only array.
 
-    Only the pages that are touched are read. It pickles as its path.
+    Only the pages that are touched are read. Pickles as the path, not the ids.
 
     Attributes:
         path: Absolute.
@@ -244,15 +234,16 @@ class TokenFile(ArraySource):
     def __init__(self, path: StrPath, access: str = "normal") -> None:
         super().__init__(open_tokens(path))
         self.path = os.path.abspath(path)
-        self.access = access
+        self._index: ArraySource | None = None
+        self.is_random = access == "random"
         if manifest_path(path).is_file():
             self.manifest = read_manifest(path)
             self.id_limit = self.manifest.vocab_size
-        if access == "random":
+        if self.is_random:
             self._file.advise_random()
 
     def __reduce__(self) -> Any:
-        return TokenFile, (self.path, self.access)
+        return TokenFile, (self.path, "random" if self.is_random else "normal")
 
     def __repr__(self) -> str:
         return f"TokenFile({self.path!r}, {len(self):,} ids, {self.dtype})"
@@ -261,54 +252,55 @@ class TokenFile(ArraySource):
         itemsize = self.dtype.itemsize
         self._file.will_need(begin * itemsize, end * itemsize)
 
-    @functools.cached_property
-    def _index(self) -> ArraySource:
-        if self.manifest is None:
-            return ArraySource(super().document_starts())  # It says what is missing.
-        return ArraySource(load_document_starts(self.path, self.manifest))
-
     def document_starts(self) -> Ints:
+        if self.manifest is None:
+            return super().document_starts()
+        if self._index is None:
+            self._index = ArraySource(load_document_starts(self.path, self.manifest))
         return self._index.read(0, len(self._index))
 
     def fingerprint(self) -> str:
         return self.manifest.sha256 if self.manifest else super().fingerprint()
 
 
-def check_alike(sources: Sequence[Source], label: str) -> None:
+def check_same_tokenizer(sources: Sequence[Source], label: str) -> None:
     """Raise a ValueError unless sources have one dtype and one tokenizer."""
     if not sources:
         raise ValueError(f"there is no {label}; give at least one")
     for number, source in enumerate(sources):
         if source.dtype != sources[0].dtype:
             raise ValueError(
-                f"{label} {number} holds {source.dtype} ids, but the first one "
-                f"{sources[0].dtype}; encode both with one tokenizer"
+                f"{label} {number} holds {source.dtype} ids, but the first holds "
+                f"{sources[0].dtype}; encode both with one tokenizer, or convert an "
+                "array with .astype"
             )
-    manifests = [(source, source.manifest) for source in sources if source.manifest]
-    for source, manifest in manifests:
-        path = getattr(source, "path", label)
-        check_tokenizer(path, manifest, manifests[0][1].tokenizer_sha256)
+    digest = None
+    for number, source in enumerate(sources):
+        if source.manifest:
+            digest = digest or source.manifest.tokenizer_sha256
+            path = getattr(source, "path", f"{label} {number}")
+            check_tokenizer(path, source.manifest, digest)
 
 
 class JoinedArrays(IdArray):
     """Several arrays of ids end to end; a window may span two or more of them.
 
-    A slice of it is a copy in memory.
+    Slicing copies.
 
     Attributes:
         parts: The arrays.
-        begins, ends: Shape (number of parts,), int64: where each part lies.
+        begins, ends: Shape (number of parts,), int64: start and end of each part.
     """
 
     def __init__(self, parts: Sequence[ArraySource]) -> None:
         self.parts = list(parts)
-        check_alike(self.parts, "token array")
+        check_same_tokenizer(self.parts, "token array")
         lengths = np.array([len(part) for part in self.parts], dtype=np.int64)
         self.ends = np.cumsum(lengths)
         self.begins = self.ends - lengths
         self.dtype = self.parts[0].dtype
-        self.access = max(part.access for part in self.parts)
-        first = next((part for part in parts if part.manifest), self.parts[0])
+        self.is_random = any(part.is_random for part in self.parts)
+        first = next((part for part in self.parts if part.manifest), self.parts[0])
         self.manifest, self.id_limit = first.manifest, first.id_limit
 
     def __reduce__(self) -> Any:
@@ -333,7 +325,7 @@ class JoinedArrays(IdArray):
         windows = np.empty((len(starts), seq_len + 1), self.dtype)
         numbers = np.searchsorted(self.ends, starts, side="right")
         begins = (starts - self.begins[numbers]).tolist()
-        # Sliced once per part, not per row, as each slice checks the file's size.
+        # Slice once per part, not per row: each slice checks the file size.
         ids = {number: self.parts[number][:] for number in set(numbers.tolist())}
         for row, number in enumerate(numbers.tolist()):
             window = ids[number][begins[row] : begins[row] + seq_len + 1]
@@ -363,7 +355,7 @@ class JoinedArrays(IdArray):
 
 
 class DeviceArray(IdArray):
-    """All ids on a device, where batches are cut without leaving it.
+    """Ids on a device; batches are cut there.
 
     Attributes:
         ids: A tensor, shape (N,).
@@ -392,7 +384,7 @@ class DeviceArray(IdArray):
     def cut_batch(self, starts: Ints, seq_len: int, device: Device) -> Batch:
         places = torch.from_numpy(starts).to(self.ids.device)
         windows = self.ids.view(_SIGNED[self.ids.dtype]).unfold(0, seq_len + 1, 1)
-        windows = windows[places].to(device)
+        windows = windows[places].to(check_device(device))
         return split_windows(windows, is_unsigned=self.dtype.kind == "u")
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Windows: copied out of an array of ids, and turned into inputs and targets."""
+"""Windows: copy them from an array of ids, and convert them to tensors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cut_windows(ids: Ids, starts: Ints, seq_len: int) -> Ids:
 
     Args:
         ids: Shape (N,), any integer dtype.
-        starts: Shape (B,), each in [0, N - T). A negative start is not noticed.
+        starts: Shape (B,), each in [0, N - T). Negative starts are not detected.
         seq_len: T, in tokens.
 
     Returns:
@@ -60,7 +60,7 @@ def _record_dtype(num_bytes: int) -> np.dtype[np.void]:
 
 
 class MappedFile:
-    """The file that is mapped into memory under an array of ids, if there is one."""
+    """The memory-mapped file behind an array, if there is one."""
 
     def __init__(self, ids: Ids) -> None:
         array, base = ids, ids.base
@@ -75,11 +75,7 @@ class MappedFile:
         self._num_bytes = offset - self._skip + len(self._mapping)
 
     def check_size(self) -> None:
-        """Refuse a file that was truncated: touching a lost page kills the process.
-
-        Raises:
-            IntegrityError: The file is shorter than when it was opened.
-        """
+        """Refuse a file that was truncated: reading a lost page kills the process."""
         if self._mapping is None:
             return
         size = self._mapping.size()
@@ -90,12 +86,12 @@ class MappedFile:
             )
 
     def advise_random(self) -> None:
-        """Tell the system not to read more than what is touched."""
+        """Turn off the system's read-ahead."""
         if self._mapping and hasattr(mmap, "MADV_RANDOM"):
             self._mapping.madvise(mmap.MADV_RANDOM)
 
     def will_need(self, begin: int, end: int) -> None:
-        """Have the system start to read a range of bytes of the array."""
+        """Ask the system to start reading a range of bytes of the array."""
         if self._mapping and hasattr(mmap, "MADV_WILLNEED"):
             begin, end = begin + self._skip, end + self._skip
             page = begin - begin % mmap.PAGESIZE
@@ -103,35 +99,29 @@ class MappedFile:
 
 
 def check_device(device: Device) -> torch.device:
-    """Return a device as torch knows it.
-
-    Raises:
-        ValueError: There is no such device.
-    """
+    """Return a device with its index; raise a ValueError if torch cannot use it."""
     try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}; give 'cpu' or 'cuda'") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
-            f"device is {str(device)!r}, but torch {torch.__version__} finds no CUDA "
-            "device; give 'cpu', or install a CUDA build of torch"
-        )
-    return found
+            f"device is {str(device)!r}, which torch {torch.__version__} cannot use "
+            f"here ({str(error).splitlines()[0]}); give 'cpu', or 'cuda' with a CUDA "
+            "build of torch"
+        ) from error
 
 
 def to_batch(windows: Ids, device: Device) -> Batch:
     """Turn windows, shape (B, T + 1), into inputs and targets on a device."""
     if device != "cpu" and (found := check_device(device)).type != "cpu":
-        # Half or a quarter of the bytes of one int64 tensor travel, and only once.
+        # Copy the ids once, in the width that they are stored in.
         windows = windows.astype(windows.dtype.newbyteorder("="), copy=False)
         narrow = torch.from_numpy(windows.view(f"i{windows.itemsize}"))
         if found.type == "cuda":
             narrow = narrow.pin_memory()
         narrow = narrow.to(found, non_blocking=True)
         return split_windows(narrow, is_unsigned=windows.dtype.kind == "u")
-    # One piece of memory: with two, each large batch would return them to the system
-    # and fault their pages in again (benchmarks/LOG.md).
+    # One allocation for both: two large ones would be returned to the system after
+    # each batch, and their pages faulted in again (benchmarks/LOG.md).
     batch_size, window_size = windows.shape
     both = np.empty((2, batch_size, window_size - 1), dtype=np.int64)
     both[0], both[1] = windows[:, :-1], windows[:, 1:]
@@ -139,11 +129,9 @@ def to_batch(windows: Ids, device: Device) -> Batch:
 
 
 def split_windows(windows: torch.Tensor, *, is_unsigned: bool) -> Batch:
-    """Split windows of signed integers, and widen them where they are.
+    """Split windows, shape (B, T + 1), and convert them to int64 on their device.
 
-    Args:
-        windows: Shape (B, T + 1), on any device.
-        is_unsigned: Whether negative numbers stand for large unsigned ones.
+    With `is_unsigned`, negative numbers represent large unsigned ones.
     """
     x = windows[:, :-1].to(torch.int64, copy=True)
     y = windows[:, 1:].to(torch.int64, copy=True)

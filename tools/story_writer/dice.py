@@ -1,6 +1,7 @@
-"""Dice: choices that come out the same on every machine and Python version.
+"""Dice: random choices that are the same on every machine and Python version.
 
-The standard `random` module may change how it shuffles between versions; this may not.
+The standard `random` module may change its shuffle between versions; this one never
+changes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ _MASK = (1 << 64) - 1
 
 
 class Dice:
-    """SplitMix64 (Steele, Lea and Flood, 2014) behind two small questions.
+    """SplitMix64 (Steele, Lea and Flood, 2014) behind two small methods.
 
     >>> dice = Dice(1)
     >>> [dice.below(6) for _ in range(8)]
@@ -20,9 +21,9 @@ class Dice:
         self._state = seed & _MASK
 
     def below(self, num_sides: int) -> int:
-        """An integer in [0, num_sides), all equally likely up to 2**-64."""
+        """Return an integer in [0, num_sides), uniform to within 2**-64."""
         if num_sides < 1:
-            raise ValueError(f"cannot choose among {num_sides} things")
+            raise ValueError(f"cannot choose from {num_sides} things")
         self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
         z = self._state
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
@@ -30,15 +31,15 @@ class Dice:
         return ((z ^ (z >> 31)) * num_sides) >> 64
 
     def chance(self, percent: int) -> bool:
-        """True in `percent` of a hundred cases."""
+        """Return True with a probability of `percent` percent."""
         return self.below(100) < percent
 
 
 class Decks:
-    """Deals from shuffled decks, so that no choice is favoured for long.
+    """Shuffled decks of cards, so that all choices are made equally often.
 
-    Every deck has a name; its cards 0 .. size - 1 all come up once before any comes
-    up again. That keeps rare words from being much rarer than their neighbours.
+    Each deck has a name and cards 0 .. size - 1, and deals every card once before it
+    deals one again. So no word becomes much rarer than the others in its list.
     """
 
     def __init__(self, dice: Dice) -> None:
@@ -46,7 +47,7 @@ class Decks:
         self._cards: dict[str, list[int]] = {}
 
     def deal(self, name: str, size: int) -> int:
-        """The next card of the deck called `name`, which has `size` cards."""
+        """Deal the next card of the deck called `name`, which has `size` cards."""
         if size == 1:
             return 0
         cards = self._cards.setdefault(name, [])

@@ -1,7 +1,7 @@
-"""Grammar: the little English that the slots of a story need.
+"""Grammar: the English inflections that the slots of a story need.
 
-Plurals, verb forms, pronouns, and the polish of a finished paragraph (a or an,
-capitals). Words that follow no rule stand in the tables at the top.
+Plurals, verb forms, pronouns, and the finishing of a paragraph (a or an, capitals).
+Irregular words are in the tables at the top.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ _NOT_DOUBLING = re.compile(r"[aeiou]{2}[a-z]$|[wxy]$")
 
 
 def plural(phrase: str) -> str:
-    """The plural of a noun phrase that ends in its noun.
+    """Return the plural of a noun phrase that ends with its noun.
 
     >>> plural("toy box"), plural("berry"), plural("wooden shelf")
     ('toy boxes', 'berries', 'wooden shelves')
@@ -113,7 +113,7 @@ def plural(phrase: str) -> str:
 
 
 def past(phrase: str) -> str:
-    """The past of a phrase that begins with a verb.
+    """Return the past tense of a phrase that begins with a verb.
 
     >>> past("hop over a log"), past("fly a kite"), past("carry wood"), past("bake")
     ('hopped over a log', 'flew a kite', 'carried wood', 'baked')
@@ -133,7 +133,7 @@ def past(phrase: str) -> str:
 
 
 def gerund(phrase: str) -> str:
-    """The -ing form of a phrase that begins with a verb.
+    """Return the -ing form of a phrase that begins with a verb.
 
     >>> gerund("swim in the lake"), gerund("bake pies"), gerund("see"), gerund("lie")
     ('swimming in the lake', 'baking pies', 'seeing', 'lying')
@@ -149,7 +149,7 @@ def gerund(phrase: str) -> str:
 
 
 def capital(text: str) -> str:
-    """The text with its first letter a capital, after a quote if there is one."""
+    """Capitalise the first letter, which an opening quote may precede."""
     start = 1 if text.startswith('"') else 0
     return text[:start] + text[start : start + 1].upper() + text[start + 1 :]
 
@@ -163,20 +163,20 @@ INFLECTIONS: dict[str, Callable[[str], str]] = {
 _ARTICLE = re.compile(r'\b([Aa]) (?="?([A-Za-z]+))')
 _SOUNDS_LIKE_CONSONANT = re.compile(r"(one|once|uni|use|usu|eu|uk)", re.IGNORECASE)
 _SOUNDS_LIKE_VOWEL = re.compile(r"(hour|honest|heir)", re.IGNORECASE)
-# A sentence begins: at the start, after . ! ?, after ." (a tag would follow ,"),
-# and at an opening quote. After !" and ?" a tag may follow, so the template decides.
+# A sentence begins at the start, after . ! ?, after ." (a tag would follow ,") and at
+# an opening quote. After !" and ?" a tag may follow, so there the template decides.
 _BEGINNING = re.compile(r'(^"?|[.!?] "?|\." "?|(?<= )")([a-z])')
 
 
 def needs_an(word: str) -> bool:
-    """Whether the word takes "an": it sounds as if it began with a vowel."""
+    """Tell whether the word takes "an": it begins with a vowel sound."""
     if _SOUNDS_LIKE_VOWEL.match(word):
         return True
     return word[0].lower() in "aeiou" and not _SOUNDS_LIKE_CONSONANT.match(word)
 
 
 def polish(text: str) -> str:
-    """A finished paragraph: single spaces, a or an, capitals where sentences begin.
+    """Finish a paragraph: single spaces, a or an, capitals where sentences begin.
 
     >>> polish('he saw a  owl. "a one-eyed owl!" he said. "is it hungry?"')
     'He saw an owl. "A one-eyed owl!" he said. "Is it hungry?"'

@@ -1,19 +1,19 @@
 """Library: reads the tables of words and the plots from text files.
 
-A file holds tables and plots; lines that begin with # are comments.
+A file holds tables and plots. Lines that begin with # are comments.
 
-    table fruits: name ; colour      one row a line, fields cut at ";"
+    table fruits: name ; colour      one row per line, fields split at ";"
     apple ; red
     pear ; green
 
-    table colours: name              one column: ";" cuts rows, many to a line
+    table colours: name              one column: ";" splits rows, many per line
     red ; green ; blue
 
     plot a lost thing                a plot: its cast, then its beats
     h: child, beast                  who can be the hero
-    m: parent                        m is one row of a table all through the story
-    thing = name ; place             a table of this plot alone, one row of which ...
-        ball ; under a bush          ... is `thing` all through the story
+    m: parent                        m is the same row of a table all story long
+    thing = name ; place             a table of this plot alone; one of its rows
+        ball ; under a bush          is `thing` all story long
         hat ; in a tree
     - {h} looked for {his} {thing}.  a beat: one of these lines is told
     - "Where is my {thing}?" [asked|cried] {h}.
@@ -23,14 +23,20 @@ A file holds tables and plots; lines that begin with # are comments.
     /                                a new paragraph begins here
     - It was {thing.place}!
 
-    end                              what follows is the last beat of a story: left
-    - {He} [laughed|smiled].         out when another plot follows
+    end                              beats after this line end the story; they are
+    - {He} [laughed|smiled].         left out when another plot follows
 
-Beats are divided by blank lines. In any text, [a|b] is one of its parts, {name} a
-member of the cast or a fresh row of a table, {name.column} another column, {he} {him}
-{his} {himself} the hero's pronouns, {m.he} those of m; .s .ed .ing inflect a word; a
-first letter in capitals ({He}) makes a capital. The phrases of the table `swaps`
-(words/swaps.txt) are paraphrased everywhere by themselves. See teller.py.
+Blank lines separate beats. In any text,
+
+    [a|b]                            one of the parts
+    {name}                           a member of the cast, or a fresh row of a table
+    {name.column}                    another column of it
+    {he} {him} {his} {himself}       the hero's pronouns; {m.he} and so on are m's
+    {name.s} {name.ed} {name.ing}    plural, past tense, -ing form
+    {He} {Name}                      the same with a capital
+
+Phrases of the table `swaps` (words/swaps.txt) are paraphrased wherever they occur. See
+teller.py.
 """
 
 from __future__ import annotations
@@ -43,7 +49,7 @@ _HOME = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under named columns; the first column is the row's own name."""
+    """Rows of text in named columns; the first column names the row."""
 
     name: str
     columns: tuple[str, ...]
@@ -52,7 +58,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Beat:
-    """Some ways to tell one step of a plot."""
+    """One step of a plot, told in any of several ways."""
 
     lines: tuple[str, ...]
     optional: bool
@@ -61,7 +67,7 @@ class Beat:
 
 @dataclass
 class Plot:
-    """A cast and the beats in which its trouble comes and goes."""
+    """A cast and the beats of what happens to it."""
 
     title: str
     heroes: tuple[str, ...] = ()
@@ -72,14 +78,14 @@ class Plot:
 
 @dataclass
 class Library:
-    """All tables by name (those of a plot as "title/name") and all plots in order."""
+    """All tables by name ("title/name" for those of a plot) and all plots in order."""
 
     tables: dict[str, Table] = field(default_factory=dict)
     plots: list[Plot] = field(default_factory=list)
 
 
 class _Reader:
-    """Reads one file into a library, a line at a time."""
+    """Reads one file into a library, line by line."""
 
     def __init__(self, library: Library, path: Path) -> None:
         self._library = library
@@ -156,7 +162,7 @@ class _Reader:
 
     def _open_table(self, name: str, columns: str) -> None:
         if name in self._library.tables:
-            raise self._error(f"the table {name!r} was defined before")
+            raise self._error(f"the table {name!r} is already defined")
         self._table = (name, tuple(part.strip() for part in columns.split(";")))
         self._rows = []
 
@@ -195,7 +201,7 @@ def read_library(folder: Path = _HOME) -> Library:
     """Read words/*.txt and plots/*.txt under `folder`.
 
     Raises:
-        ValueError: A line that fits the format nowhere; the message names it.
+        ValueError: A line does not follow the format; the message names it.
     """
     library = Library()
     for part in ("words", "plots"):

@@ -1,8 +1,7 @@
-"""Variation: small paraphrases that any text gets for free.
+"""Variation: small paraphrases, applied to every text.
 
-The table `swaps` names phrases and what may stand in their place, and `contract`
-makes "didn't" of some "did not". So a plot stays short and still reads differently
-each time.
+The table `swaps` lists phrases and their replacements, and `contract` turns some
+"did not" into "didn't". So plots can be short and still read differently each time.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import re
 from collections.abc import Callable
 from functools import partial
 
-from story_writer.grammar import capital
-from story_writer.library import Table
+from tools.story_writer.grammar import capital
+from tools.story_writer.library import Table
 
 _CONTRACTIONS = (
     (r"\b([Cc]ould|[Dd]id|[Dd]oes|[Ww]as|[Ww]ere|[Hh]ad|[Ww]ould) not\b", r"\1n't"),
@@ -31,7 +30,7 @@ _EACH_CONTRACTION = [(re.compile(long), short) for long, short in _CONTRACTIONS]
 
 
 def contract(text: str, is_wanted: Callable[[], bool]) -> str:
-    """Shorten each "did not", "it is" and the like for which `is_wanted` says so.
+    """Contract "did not", "it is" and the like wherever `is_wanted` returns True.
 
     >>> contract("I am sure it is here. There it is!", lambda: True)
     "I'm sure it's here. There it is!"
@@ -47,10 +46,10 @@ def contract(text: str, is_wanted: Callable[[], bool]) -> str:
 
 
 def swapper(swaps: Table) -> Callable[[str], str]:
-    """A function that puts the choices of the table into a template.
+    """Return a function that replaces phrases of the table in a template.
 
-    What it puts in is not searched again, and slots are left alone unless a phrase
-    names them.
+    Replacements are not searched again. Slots are left alone unless a phrase contains
+    them.
     """
     choices = {row[0]: row[1] for row in swaps.rows}
     longest_first = sorted(choices, key=lambda phrase: (-len(phrase), phrase))
@@ -76,7 +75,7 @@ def swapper(swaps: Table) -> Callable[[str], str]:
 
 
 def _capital_options(choice: str) -> str:
-    """The text with a capital at its start, or at the start of each of its options.
+    """Capitalise the text, or each option if it begins with a choice.
 
     >>> _capital_options("[soon|before long] it"), _capital_options("then [a|b]")
     ('[Soon|Before long] it', 'Then [a|b]')

@@ -1,14 +1,15 @@
-"""Corpus: which stories are told, how long they are, and in which split they go."""
+"""Corpus: which stories are told, how long they are, and which split they go to."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from story_writer.dice import Decks, Dice
-from story_writer.library import Library, Plot, read_library
-from story_writer.teller import Teller
+from tiny_llm.corpus import SEPARATOR
+from tiny_llm.layout import SPLITS
+from tools.story_writer.dice import Decks, Dice
+from tools.story_writer.library import Library, Plot, read_library
+from tools.story_writer.teller import Teller
 
-SEPARATOR = "<|endoftext|>"
 SEED = 20_240_229
 NUM_TRAIN_BYTES = 3_050_000
 # One story in this many goes to valid.
@@ -16,13 +17,13 @@ VALID_EVERY = 21
 
 
 class Shape(NamedTuple):
-    """How long a story is to be."""
+    """How long a story will be, and how common its length is."""
 
     percent: int  # of all stories
     num_plots: int
-    percent_optional: int  # beats told
+    percent_optional: int  # of the optional beats, those that are told
     is_brief: bool = False  # a short plot after a short first sentence
-    has_end: bool = True  # False: the story stops where its plot does
+    has_end: bool = True  # False: leave out the ending of the plot
 
 
 _SHAPES = (
@@ -35,15 +36,15 @@ _SHAPES = (
     Shape(4, 2, 40),
     Shape(3, 3, 30),
 )
-# Plots of at most this many beats are dealt twice as often, for the sake of length.
+# Plots of at most this many beats are dealt twice as often, to keep stories short.
 _MAX_SHORT_BEATS = 6
 
 
-def write_splits(library: Library | None = None, seed: int = SEED) -> dict[str, bytes]:
-    """The text of both splits, every story followed by its separator line.
+def tell_splits(library: Library | None = None, seed: int = SEED) -> dict[str, bytes]:
+    """Return the text of each split; a separator line follows every story.
 
-    No two stories are equal, not even across the splits. Stories are told until train
-    holds NUM_TRAIN_BYTES.
+    No two stories are equal, even across splits. Stories are told until train holds
+    NUM_TRAIN_BYTES.
     """
     library = library or read_library()
     dice = Dice(seed)
@@ -51,7 +52,7 @@ def write_splits(library: Library | None = None, seed: int = SEED) -> dict[str, 
     teller = Teller(library, dice)
     shapes = [shape for shape in _SHAPES for _ in range(shape.percent)]
     told: set[str] = set()
-    splits: dict[str, list[bytes]] = {"train": [], "valid": []}
+    splits: dict[str, list[bytes]] = {split: [] for split in SPLITS}
     num_train_bytes = 0
     while num_train_bytes < NUM_TRAIN_BYTES:
         shape = shapes[decks.deal("shapes", len(shapes))]
@@ -63,7 +64,7 @@ def write_splits(library: Library | None = None, seed: int = SEED) -> dict[str, 
         if " ".join(story.split()) in told:
             continue
         told.add(" ".join(story.split()))
-        text = f"{story}\n{SEPARATOR}\n".encode("ascii")
+        text = story.encode("ascii") + b"\n" + SEPARATOR + b"\n"
         if len(told) % VALID_EVERY == 0:
             splits["valid"].append(text)
         else:
@@ -75,7 +76,7 @@ def write_splits(library: Library | None = None, seed: int = SEED) -> dict[str, 
 def _choose_plots(
     plots: list[Plot], decks: Decks, shape: Shape
 ) -> tuple[list[Plot], str]:
-    """Different plots that the same sort of hero can live through."""
+    """Choose different plots that suit the same kind of hero."""
     short = [plot for plot in plots if len(plot.body) <= _MAX_SHORT_BEATS]
     if shape.is_brief:
         first = short[decks.deal("short plots", len(short))]

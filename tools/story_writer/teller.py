@@ -1,7 +1,7 @@
 """Teller: fills the slots of one story and lays out its paragraphs.
 
-Remembers who is in the story (the cast) and which rows it has drawn already, so that
-a name stays with its owner and no list repeats itself.
+It remembers who is in the story (the cast) and which rows were already drawn, so that
+names stay the same and no list repeats itself.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from story_writer.dice import Decks, Dice
-from story_writer.grammar import INFLECTIONS, PRONOUNS, capital, polish
-from story_writer.library import Library, Plot, Table
-from story_writer.variation import contract, swapper
+from tools.story_writer.dice import Decks, Dice
+from tools.story_writer.grammar import INFLECTIONS, PRONOUNS, capital, polish
+from tools.story_writer.library import Library, Plot, Table
+from tools.story_writer.variation import contract, swapper
 
 Row = dict[str, str]  # column -> text; "" is the first column
 _PERCENT_CONTRACTED = 45
@@ -21,14 +21,14 @@ _LAYOUTS = (" ", "\n", "\n", "\n\n", "\n\n")
 
 @dataclass(frozen=True)
 class Slot:
-    """{name}: a member of the cast, a table, or one of the hero's columns."""
+    """{name}: a member of the cast, a table, or a column of the hero."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Choice:
-    """[a|b]: one of its parts, dealt from a deck named after its text."""
+    """[a|b]: one of the options, dealt from a deck named after the text."""
 
     text: str
     options: tuple[tuple[Part, ...], ...]
@@ -39,15 +39,15 @@ Part = str | Slot | Choice
 
 @cache
 def parse(text: str) -> tuple[Part, ...]:
-    """Cut a template into plain text, slots and choices."""
+    """Split a template into plain text, slots and choices."""
     options, end = _parse_options(text, 0)
     if end != len(text) or len(options) != 1:
-        raise ValueError(f"a bracket too many or a stray | in {text!r}")
+        raise ValueError(f"an extra bracket or a stray | in {text!r}")
     return options[0]
 
 
 def _parse_options(text: str, start: int) -> tuple[list[tuple[Part, ...]], int]:
-    """Options from `start` to the end of the text or the "]" that closes them."""
+    """Parse options from `start` up to the closing "]" or the end of the text."""
     options: list[tuple[Part, ...]] = []
     parts: list[Part] = []
     at = plain = start
@@ -59,13 +59,13 @@ def _parse_options(text: str, start: int) -> tuple[list[tuple[Part, ...]], int]:
             if letter == "{":
                 end = text.find("}", at)
                 if end < 0:
-                    raise ValueError(f"a slot is not closed in {text!r}")
+                    raise ValueError(f"an unclosed slot in {text!r}")
                 parts.append(Slot(text[at + 1 : end]))
                 at = end
             elif letter == "[":
                 inner, end = _parse_options(text, at + 1)
                 if end == len(text):
-                    raise ValueError(f"a choice is not closed in {text!r}")
+                    raise ValueError(f"an unclosed choice in {text!r}")
                 parts.append(Choice(text[at : end + 1], tuple(inner)))
                 at = end
             else:
@@ -106,14 +106,14 @@ class Teller:
         intro: str = "intro",
         has_end: bool = True,
     ) -> str:
-        """A story of one or more plots that happen to the same hero.
+        """Tell a story of one or more plots with the same hero.
 
         Args:
             plots: Told in this order.
             hero: "child" or "beast".
-            percent_optional: How many of a hundred optional beats are told.
-            intro: The table of first sentences is called after this and the hero.
-            has_end: Whether the end of the last plot is told.
+            percent_optional: Percentage of optional beats that are told.
+            intro: First sentences come from the table called `intro` and `hero`.
+            has_end: Whether to tell the end of the last plot.
         """
         self._drawn.clear()
         self._cast = {"h": self._new_member(hero)}
@@ -135,7 +135,7 @@ class Teller:
         return self._lay_out(told)
 
     def _lay_out(self, told: list[tuple[bool, str]]) -> str:
-        """Join beats into paragraphs and those by one of a few kinds of break."""
+        """Join beats into paragraphs, and paragraphs with one of a few breaks."""
         paragraphs: list[list[str]] = []
         for new_paragraph, text in told:
             if new_paragraph or not paragraphs:
@@ -150,7 +150,7 @@ class Teller:
         return layout.join(text for text in polished if text)
 
     def _cast_plot(self, plot: Plot) -> None:
-        """Choose the plot's cast; people met in an earlier plot come back."""
+        """Choose the cast of a plot; people from an earlier plot return."""
         for name, source in plot.cast:
             known = self._cast.get(name)
             if known and "sex" in known and self._sources[name] == source:
@@ -174,7 +174,7 @@ class Teller:
         return self._draw(source)
 
     def _new_friend(self, hero: Row) -> Row:
-        """Somebody of the hero's sort with the other pronoun: both stay clear."""
+        """A friend of the hero's kind with the other pronoun, to avoid ambiguity."""
         if hero["kind"] in ("girl", "boy"):
             return self._new_member("boy" if hero["kind"] == "girl" else "girl")
         friend = self._new_member("beast")
@@ -187,7 +187,7 @@ class Teller:
         return self._tables.get(name)
 
     def _draw(self, name: str) -> Row:
-        """A row of the table that this story has not seen, if there is one left."""
+        """Draw a row that this story has not used yet, if one is left."""
         table = self._find_table(name)
         if table is None:
             raise ValueError(f"there is no table {name!r}")
@@ -226,7 +226,7 @@ class Teller:
         elif not column:
             row, column = self._cast["h"], name
         else:
-            raise ValueError(f"nothing is called {name!r} in {{{slot}}}")
+            raise ValueError(f"unknown name {name!r} in the slot {{{slot}}}")
         text = self._column(row, column, slot)
         return capital(text) if is_capital else text
 
