@@ -70,8 +70,10 @@ def _work(stage: ModuleType, options: dict[str, str]) -> int:
 
     try:
         _handle_signals(_raise_interrupt)
-        closing_line = stage.run(**options)
-        _handle_signals(_end_at_once)
+        try:
+            closing_line = stage.run(**options)
+        finally:  # Nothing is left to clean up: from here a signal just ends it.
+            _handle_signals(signal.SIG_DFL)
     except (ConfigError, InputError, IntegrityError, ResourceError) as error:
         return _fail(str(error), error.exit_status)
     except MemoryError:
@@ -113,7 +115,7 @@ def _handle_signals(handler: Callable[[int, object], None] | signal.Handlers) ->
 
 
 def _end_at_once(number: int, _: object) -> None:
-    """Before and after the stage's own work, when there is nothing to clean up.
+    """Before the stage's own work, when there is nothing to clean up.
 
     Not by an exception, which would come out of any import and be caught, or be
     reported with a traceback.

@@ -55,13 +55,14 @@ def test_a_stop_while_modules_are_imported_ends_in_one_line(workspace, stage, nu
         time.sleep(tick * 0.06)
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-        assert "Traceback" not in errors
-        assert errors.count("\n") == 1
-        if process.returncode:
-            assert process.returncode == status
+        if process.returncode == status:
             assert errors == f"python -m pipeline {stage}: error: {message}\n"
             stopped += 1
-    assert stopped >= 2  # The later ones may find the stage done.
+        else:  # The work was done, and perhaps the signal ended what was left of it.
+            assert process.returncode in (0, -number), errors
+            assert errors == "" or errors.startswith("wrote ")
+            assert errors.count("\n") <= 1
+    assert stopped >= 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
