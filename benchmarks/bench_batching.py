@@ -234,7 +234,7 @@ def write_ids(folder: Path) -> Path:
         separator_id=SEPARATOR_ID,
         tokenizer_sha256=tokenizer.sha256,
     ) as writer:
-        while writer.num_tokens < NUM_IDS:
+        for _ in range(-(-NUM_IDS // len(ids))):
             writer.append(ids)
     return path
 

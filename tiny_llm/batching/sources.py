@@ -192,16 +192,16 @@ class ArraySource(IdArray):
     """
 
     def __init__(self, ids: Ids) -> None:
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        dtype = self.dtype = ids.dtype
+        if ids.ndim != 1 or dtype.kind not in "iu":
             raise ValueError(
-                f"data has shape {ids.shape} and dtype {ids.dtype}; give a "
+                f"data has shape {ids.shape} and dtype {dtype}; give a "
                 "one-dimensional array of integers"
             )
-        self.dtype = ids.dtype
         # Slicing an np.memmap is slow.
         self.ids = ids if type(ids) is np.ndarray else ids.view(np.ndarray)
         self._file = MappedFile(ids)
-        if ids.dtype.kind == "u" and ids.itemsize == 8:  # Some do not fit int64.
+        if dtype.kind == "u" and dtype.itemsize == 8:  # Some do not fit int64.
             self.id_limit = 1 << 63
 
     def __reduce__(self) -> Any:

@@ -63,16 +63,16 @@ class MappedFile:
     """The memory-mapped file behind an array, if there is one."""
 
     def __init__(self, ids: Ids) -> None:
+        self._mapping: mmap.mmap | None = None
         array, base = ids, ids.base
         while isinstance(base, np.ndarray):  # The array is a slice of this one.
             array, base = base, base.base
-        self._mapping = base if isinstance(base, mmap.mmap) else None
-        if self._mapping is None:
-            return
-        self._name = getattr(array, "filename", None) or "data"
-        offset = getattr(array, "offset", 0)
-        self._skip = offset % mmap.ALLOCATIONGRANULARITY
-        self._num_bytes = offset - self._skip + len(self._mapping)
+        if isinstance(base, mmap.mmap):
+            self._mapping = base
+            self._name = getattr(array, "filename", None) or "data"
+            offset: int = getattr(array, "offset", 0)
+            self._skip = offset % mmap.ALLOCATIONGRANULARITY
+            self._num_bytes = offset - self._skip + len(base)
 
     def check_size(self) -> None:
         """Refuse a file that was truncated: reading a lost page kills the process."""
