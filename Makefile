@@ -8,20 +8,20 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 help:  ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-repro: .venv/repro.done  ## Install, and run the pipeline with the values of params.yaml
+repro: .venv/repro.done  ## Install, then run the pipeline with values from params.yaml
 	dvc repro
 
 compare: .venv/repro.done  ## Compare vocab sizes: workspace, HEAD and its experiments
 	@dvc exp show --md --sort-by bpe.vocab_size --drop '.*' --keep \
 		'Experiment|bpe.vocab_size|.*encode-valid.json:bytes_per_token'
 
-train: repro  ## Train a small GPT on the tokens, or resume its training
+train: repro  ## Train a small GPT on the tokens, or resume training
 	python examples/train.py $(if $(wildcard build/train/checkpoint.pt),--resume)
 
 verify: .venv/repro.done  ## Check every byte of the token files against their manifests
 	python -m pipeline verify
 
-test: .venv/test.done  ## Install the test tools as well, and run the tests
+test: .venv/test.done  ## Install the test tools, then run the tests
 	python -m pytest
 
 # Everything but the tests: .ci/run runs these after `make test`.
@@ -58,7 +58,7 @@ bench: .venv/bench.done  ## Compare speed with other libraries (TEXT=FILE: on yo
 	python benchmarks/bench_encode.py $(if $(TEXT),"$(TEXT)")
 	$(if $(TEXT),,python benchmarks/bench_batching.py)
 
-picture: .venv/test.done  ## Draw the pictures of the README, reports/*.svg
+picture: .venv/test.done  ## Draw the pictures in the README, reports/*.svg
 	python -m tools.draw_reports
 
 lock: .venv/test.done  ## Pin the dependencies of pyproject.toml in requirements.lock
@@ -66,7 +66,7 @@ lock: .venv/test.done  ## Pin the dependencies of pyproject.toml in requirements
 		--python-version 3.10 --all-extras --no-annotate pyproject.toml \
 		--output-file requirements.lock
 
-clean:  ## Delete everything built and installed, but not DVC's cache
+clean:  ## Delete everything built and installed, except DVC's cache
 	rm -rf build .venv dvc_plots
 
 # One environment. `make test` and `make bench` add their tools to it.

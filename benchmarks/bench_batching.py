@@ -1,15 +1,15 @@
-"""Batches: random windows of a token file as int64 tensors, compared with others.
+"""Batches: random windows of a token file as int64 tensors, for several loaders.
 
     python benchmarks/bench_batching.py [--rounds N]
 
 The file holds 250 million uint16 ids: the built-in corpus, repeated. It is in the page
 cache, except for the last table, which times first batches with a cold cache. Each
 batch is kept until the next one is ready, as in a training loop. For each size and
-round, one process makes our kinds of batches in turn and another makes the plain ones
+round, one process times our kinds of batches in turn, and another times the plain code
 of tutorials; every peer runs in its own processes. Nothing is reported unless all
 tensors have the right shape and y is x shifted by one.
 
-mosaicml-streaming needs another numpy than the rest: set MOSAIC_PYTHON to a Python
+mosaicml-streaming needs a different numpy from the rest: set MOSAIC_PYTHON to a Python
 that has it.
 """
 
@@ -55,7 +55,7 @@ FEW_ROUNDS = 2
 
 
 def make_plain(path: Path, batch_size: int, seq_len: int) -> MakeBatch:
-    """Do as tutorials do: slice a memmap for every row and side, widen, stack."""
+    """As in tutorials: slice a memmap for each row of x and of y, widen, stack."""
     ids = np.memmap(path, dtype=np.uint16, mode="r")
 
     def make() -> Batch:
@@ -113,7 +113,7 @@ def measure_plain(path: Path, *size: int) -> float:
 
 
 def measure_ours(path: Path, *size: int) -> dict[str, Any]:
-    """Time each kind in turn; then feed a consumer that computes with two of them."""
+    """Time each kind in turn; then feed two of them to a consumer that computes."""
     kinds = make_kinds(path, *size)
     turns = []
     for turn in range(TURNS):
@@ -140,7 +140,7 @@ def time_batches(make: MakeBatch, seconds: float) -> float:
 
 
 def wait_share(make: MakeBatch) -> float:
-    """Return the share of time that a consumer with 5 ms of matmul a step waits."""
+    """Return the share of time that a consumer waits, with 5 ms of matmul per step."""
     a = torch.rand(128, 128)
     waited, begin = 0.0, time.perf_counter()
     for _ in range(STEPS):
@@ -222,7 +222,7 @@ def measure_cold(path: Path, name: str) -> list[dict[str, float]]:
 
 
 def write_ids(folder: Path) -> Path:
-    """Encode the built-in corpus, and write its ids repeatedly up to NUM_IDS."""
+    """Encode the built-in corpus, and repeat its ids until there are NUM_IDS."""
     text, small, path = harness.BUILT_IN_TEXT, folder / "small.bin", folder / "ids.bin"
     tokenizer = BPETokenizer()
     tokenizer.train(text.read_bytes(), VOCAB_SIZE)

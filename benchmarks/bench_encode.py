@@ -1,4 +1,4 @@
-"""Encoding: a text file to a file of uint16 ids in one process, compared with others.
+"""Encoding: a text file to a file of uint16 ids in one process, for several libraries.
 
     python benchmarks/bench_encode.py [TEXT] [--rounds N]
 

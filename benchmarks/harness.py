@@ -141,11 +141,11 @@ def run_rounds(
 
     Args:
         script: Path of the benchmark.
-        names: What to measure. Each round begins with another name.
+        names: What to measure. Each round begins with a different name.
         folder: Where the script left the input files.
         num_rounds: Number of rounds.
-        pythons: Interpreter of each name that needs another one than ours.
-        may_fail: Whether to go on without a name that fails; else the benchmark ends.
+        pythons: The interpreter for each name that cannot use ours.
+        may_fail: Whether to continue without a name that fails, or to exit.
 
     Returns:
         For each name, the parsed JSON of its last line in every round; and for each
@@ -172,7 +172,7 @@ def run_rounds(
 
 
 def run_alone(script: str, name: str, folder: Path, python: str) -> Any:
-    """Run `script --one NAME` in a fresh process; return what its last line says."""
+    """Run `script --one NAME` in a fresh process; return the JSON of its last line."""
     os.sync()  # Do not time the write-back of what earlier peers wrote.
     result = subprocess.run(
         [python, script, "--one", name, "--folder", str(folder)],
@@ -189,7 +189,7 @@ def format_table(
     figures: Mapping[str, list[dict[str, float]]],
     notes: Mapping[str, str],
 ) -> str:
-    """Format medians as a Markdown table; a peer that is not installed has a row."""
+    """Format medians as a Markdown table; a peer that is not installed gets a row."""
     lines = [
         "| | text MB | wall s | CPU s | MB/s | peak MB | time, ours = 1 | made |",
         "|---|--:|--:|--:|--:|--:|--:|---|",
@@ -222,7 +222,7 @@ def write_table(
     args: argparse.Namespace,
     packages: Sequence[str] = PACKAGES,
 ) -> None:
-    """Print a table; write it to README.md too if it is of the built-in corpus."""
+    """Print a table; also write it to README.md if it is for the built-in corpus."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = args.text.name if args.text else "the built-in corpus"
     footer = f"Text: {text}. Rounds: {args.rounds}. {_machine(packages)}"
@@ -271,7 +271,7 @@ def drop_pages(path: Path) -> None:
 
 
 def read_documents(path: Path) -> list[str]:
-    """Split a text at separators, which are dropped; line ends are preserved."""
+    """Split a text at separators, which are dropped; line endings are preserved."""
     return path.read_bytes().decode().split(SEPARATOR.decode())
 
 

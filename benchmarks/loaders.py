@@ -22,7 +22,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 # A peer imports and prepares, untimed, and returns a function that starts its loader.
 Start = Callable[[], Iterator[Batch]]
 
-# Peers with their own file format get fewer ids, because they are slow to write.
+# Peers with their own file format get fewer ids, because the files are slow to write.
 NUM_IDS = 50_000_000
 
 
@@ -104,7 +104,7 @@ def load_datatrove(path: Path, batch_size: int, seq_len: int) -> Start:
         link.symlink_to(path)
 
     def start() -> Iterator[Batch]:
-        # It is documented as made for reading ids in order that were shuffled before.
+        # Its documentation says to shuffle beforehand and read the ids in order.
         windows = DatatroveFolderDataset(str(folder), seq_len, "*.ds")
         rows = DataLoader(windows, batch_size, drop_last=True)
         return (split(row["input_ids"]) for row in repeat(rows))
@@ -124,7 +124,7 @@ def load_grain(path: Path, batch_size: int, seq_len: int) -> Start:
             .map(lambda i: ids[i : i + seq_len + 1])
             .batch(batch_size)
         )
-        # As it advises for data in memory: no threads.
+        # No threads, as its documentation advises for data in memory.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         rows = rows.to_iter_dataset(options)
         return (split(torch.from_numpy(row.astype(np.int64))) for row in rows)

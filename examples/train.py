@@ -1,17 +1,17 @@
-"""Train a small GPT on token files. A run may stop at any moment and resume exactly.
+"""Train a small GPT on token files. A stopped run resumes exactly.
 
     python examples/train.py                           # on a GPU if there is one
     python examples/train.py --resume                  # from the last checkpoint
     python examples/train.py --resume --num-steps 400  # train longer than planned
     torchrun --nproc-per-node 2 examples/train.py      # two ranks share each batch
 
-In the order of this file: `Config` fixes a run, `GPT` is the model, `train` the loop,
+In the order of this file: `Config` defines a run, `GPT` is the model, `train` the loop,
 and `sample_story` shows what it learned. OUT/checkpoint.pt holds all that a resumed
 run needs: the config with its seed, the step, the fingerprint of the data, and the
-states of model and optimizer. The only state of the batches is the step. OUT/loss.csv,
-written with each checkpoint, has a row for each step, from 0: the loss before its
-update, the digest of its batch and, at a checkpoint, the loss on valid. On a CPU a
-resumed run writes the same rows, bit for bit, as one that never stopped.
+states of model and optimizer. Batches have no state but the step. OUT/loss.csv, written
+with each checkpoint, has one row per step, counted from 0: the loss before its update,
+the digest of its batch and, at a checkpoint, the loss on valid. On a CPU a resumed run
+writes the same rows, bit for bit, as one that never stopped.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def option(default: float, text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All that determines a run, kept in its checkpoint. Each field is an option."""
+    """All that determines a run, saved in its checkpoint. Each field is an option."""
 
     num_steps: int = option(200, "optimizer steps; with --resume, train up to this one")
     batch_size: int = option(16, "windows per step, of all ranks together")
@@ -103,7 +103,7 @@ class GPT(nn.Module):
         self.blocks = nn.TransformerEncoder(
             block, config.num_layers, norm, enable_nested_tensor=False
         )
-        for weight in self.parameters():  # So far the blocks are copies of one.
+        for weight in self.parameters():  # The blocks start as copies of one.
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=0.5 * config.width**-0.5)
 
@@ -122,7 +122,7 @@ def compute_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Te
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Warm up over a tenth of the steps, and decay by a cosine to a tenth of lr."""
+    """Warm up over a tenth of the steps, and decay along a cosine to a tenth of lr."""
     warmup = min(1.0, (step + 1) / (0.1 * config.num_steps))
     cosine = math.cos(math.pi * step / config.num_steps)
     return config.lr * warmup * (0.55 + 0.45 * cosine)
@@ -194,7 +194,7 @@ def train(config: Config, saved: dict[str, Any], paths: argparse.Namespace) -> G
             valid_loss = sum(losses) / NUM_VALID_BATCHES
             trace[-1] += repr(valid_loss)
             report += f"  valid loss {valid_loss:.3f}"
-            # Trace first: a run with its last checkpoint has nothing left to do.
+            # Trace first: a run that has its last checkpoint does nothing on resume.
             with atomic_write(paths.out / "loss.csv") as file:
                 file.write("\n".join([*trace, ""]).encode())
             checkpoint = {
@@ -237,7 +237,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def merge_config(given: dict[str, Any], saved: dict[str, Any]) -> Config:
-    """Take the config from the checkpoint, if any; only num_steps may grow."""
+    """Take the config from the checkpoint, if any; num_steps alone may grow."""
     config = Config(**(saved | given))
     for name in given.keys() & saved.keys() - {"num_steps"}:
         if given[name] != saved[name]:
@@ -256,7 +256,7 @@ def merge_config(given: dict[str, Any], saved: dict[str, Any]) -> Config:
 
 
 def run(given: dict[str, Any], paths: argparse.Namespace) -> None:
-    """Check what was given, train, and print a story."""
+    """Check the options, train, and print a story."""
     checkpoint_path = paths.out / "checkpoint.pt"
     if checkpoint_path.exists() and not paths.resume:
         raise ConfigError(f"{checkpoint_path} exists; give --resume or another --out")
@@ -287,7 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # So only what was given is set.
+        argument_default=argparse.SUPPRESS,  # Set only the options that are given.
     )
     add = parser.add_argument
     tokens, tokenizer = ROOT / TOKENS_DIR, ROOT / TOKENIZER_PATH

@@ -2,7 +2,7 @@
 
 A fault that the user can fix ends in one line on stderr and an exit status:
 2 configuration, 3 bad input, 4 integrity or download, 5 resources, 130 Ctrl-C,
-143 SIGTERM. Only light modules are imported until signals are handled.
+143 SIGTERM. Until signal handlers are installed, only light modules are imported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ try:
     import signal
     from collections.abc import Callable
     from types import ModuleType
-except KeyboardInterrupt:  # Earlier still, it is Python itself that ends.
+except KeyboardInterrupt:  # Any earlier, Python itself handles it.
     os._exit(130)
 
 _PROGRAM = "python -m pipeline"
@@ -22,7 +22,7 @@ _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def main() -> int:
-    """Run the stage that the command line names; returns the exit status."""
+    """Run the stage that the command line names; return the exit status."""
     _handle_signals(_end_at_once)
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -72,7 +72,7 @@ def _work(stage: ModuleType, options: dict[str, str]) -> int:
         _handle_signals(_raise_interrupt)
         try:
             closing_line = stage.run(**options)
-        finally:  # Nothing is left to clean up: from here a signal just ends it.
+        finally:  # Nothing is left to clean up: from here a signal ends the process.
             _handle_signals(signal.SIG_DFL)
     except (ConfigError, InputError, IntegrityError, ResourceError) as error:
         return _fail(str(error), error.exit_status)
@@ -81,7 +81,9 @@ def _work(stage: ModuleType, options: dict[str, str]) -> int:
     except OSError as error:
         is_locked = isinstance(error, PermissionError) or error.errno == errno.EROFS
         remedy = (
-            "; make it writable, or work in a copy of your own" if is_locked else ""
+            "; change its permissions, or work in a copy of your own"
+            if is_locked
+            else ""
         )
         return _fail(f"{error}{remedy}", 5)
     except KeyboardInterrupt as error:
@@ -100,7 +102,7 @@ def _show_help(status: int) -> int:
 def _fail(message: str, status: int) -> int:
     program = " ".join([_PROGRAM, *sys.argv[1:2]])
     line = f"{program}: error: {' '.join(message.split())}\n"
-    # Not by sys.stderr: a handler may interrupt another write to it.
+    # Not through sys.stderr: a handler may interrupt another write to it.
     os.write(2, line.encode(errors="backslashreplace"))
     return status
 
@@ -115,16 +117,16 @@ def _handle_signals(handler: Callable[[int, object], None] | signal.Handlers) ->
 
 
 def _end_at_once(number: int, _: object) -> None:
-    """Before the stage's own work, when there is nothing to clean up.
+    """Exit without cleaning up: the stage has not begun its own work.
 
-    Not by an exception, which would come out of any import and be caught, or be
-    reported with a traceback.
+    An exception would surface inside some import, which might catch it or end in a
+    traceback.
     """
     os._exit(_fail(_explain_signal(number), 128 + number))
 
 
 def _raise_interrupt(number: int, _: object) -> None:
-    """During the work: let every `finally` remove its temporary files, undisturbed."""
+    """Stop the work: ignore further signals while `finally` blocks clean up."""
     _handle_signals(signal.SIG_IGN)
     raise KeyboardInterrupt(number)
 

@@ -1,7 +1,6 @@
 """Stage bpe: learn a tokenizer from the first documents of the train split.
 
-Writes build/tokenizer.json and build/tokenizer_config.json, metrics, and the counts of
-the merges.
+Writes build/tokenizer.json and build/tokenizer_config.json, metrics, and merge counts.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from tiny_llm.tokens import Manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which split to encode."""
+    """Add the split to encode."""
     parser.add_argument("split", choices=SPLITS, help="which split to encode")
 
 

@@ -6,6 +6,7 @@ of pinned downloads (YAML: url, size in bytes and sha256 of each split).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -41,7 +42,7 @@ def run() -> str:
 
 
 def _find_source(name: object) -> Path:
-    """Return the folder or the manifest; DVC says less when either is missing."""
+    """Return the folder or the manifest; if it is missing, say more than DVC would."""
     if not isinstance(name, str) or not name:
         raise ConfigError(f"fetch.source is {name!r}; give {_WANTED}")
     if "://" in name:
@@ -74,21 +75,21 @@ def _copy_folder(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path, bar: tqdm[Any]) -> None:
-    """Copy in the kernel, which shares the blocks where the filesystem can.
+    """Copy in the kernel, which shares the blocks if the filesystem can.
 
-    Never a hard link: DVC makes its files read-only, and an edit of the user's text
-    would change DVC's copy.
+    Never hard-link: DVC makes its files read-only, and editing the user's text would
+    change DVC's copy.
     """
     with open_text(source) as reader, atomic_write(target) as writer:
-        try:
+        # Not supported on every system, nor between all filesystems.
+        with contextlib.suppress(AttributeError, OSError):
             while copied := os.copy_file_range(
                 reader.fileno(), writer.fileno(), _COPY_BYTES
             ):
                 bar.update(copied)
-        except (AttributeError, OSError):
-            # Not supported on this system, or not between these filesystems.
-            reader.seek(writer.seek(0, os.SEEK_END))
-            shutil.copyfileobj(reader, writer, _COPY_BYTES)
+        # The rest: usually nothing. Some filesystems stop early without an error.
+        reader.seek(writer.seek(0, os.SEEK_END))
+        shutil.copyfileobj(reader, writer, _COPY_BYTES)
 
 
 def _download_manifest(path: Path) -> None:

@@ -34,7 +34,7 @@ def read_param(section: str, name: str) -> Any:
 
 
 def progress_bar(label: str, num_bytes: int) -> tqdm[Any]:
-    """A bar on stderr once the work takes a second; every 30 s in a log file."""
+    """A bar on stderr, shown after one second; updated every 30 s in a log file."""
     return tqdm(
         desc=label,
         total=num_bytes,
@@ -73,9 +73,12 @@ def write_rank_plot(path: Path, counts: Sequence[int]) -> None:
 
 @contextlib.contextmanager
 def show_warnings(prog: str) -> Iterator[None]:
-    """Show warnings of the library as one line each on stderr, after the block."""
-    with warnings.catch_warnings(record=True) as caught:
-        yield
-    for warning in caught:
-        line = " ".join(str(warning.message).split())
-        sys.stderr.write(f"{prog}: warning: {line}\n")
+    """Print each warning of the library as one line on stderr, after the block."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield
+    finally:
+        for warning in caught:
+            line = " ".join(str(warning.message).split())
+            sys.stderr.write(f"{prog}: warning: {line}\n")

@@ -1,7 +1,7 @@
 """Check every byte of the pipeline's token files against their manifests.
 
-Not a stage of dvc.yaml: run it when you suspect a disk or a copy. Damaged blocks are
-named and give exit status 4.
+Not a stage of dvc.yaml: run it when you suspect a disk or a copy. It names damaged
+blocks and exits with status 4.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def test_two_processes_that_write_one_file_leave_one_whole(tmp_path):
 
 @needs_locks
 def test_what_killed_writers_left_is_removed_by_the_next(tmp_path):
-    path = tmp_path / "file [1]"  # Brackets mean something to glob.
+    path = tmp_path / "file [1]"  # Brackets are special to glob.
     dice = random.Random(0)
     for _ in range(8):
         writers = [start(WRITE_FOREVER, path) for _ in range(3)]
@@ -129,7 +129,7 @@ def test_the_file_of_a_live_writer_is_left_alone(tmp_path):
     with atomic_write(path) as file:
         file.write(b"quick")
     assert path.read_bytes() == b"quick"
-    assert len(os.listdir(tmp_path)) == 2  # The killed one's is gone, not the other's.
+    assert len(os.listdir(tmp_path)) == 2  # Only the killed one's is gone.
     writer.communicate(b"\n")
     assert writer.returncode == 0
     assert path.read_bytes() == b"slow"
@@ -138,12 +138,12 @@ def test_the_file_of_a_live_writer_is_left_alone(tmp_path):
 
 @needs_locks
 def test_a_file_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
-    """The moment between creating and locking, held open by hand."""
+    """Another run removes it between creating and locking."""
     path, real_flock, calls = tmp_path / "file", atomic.fcntl.flock, []
 
     def flock(file, operation):
         calls.append(operation)
-        if len(calls) == 1:  # The writer's own lock is yet to come.
+        if len(calls) == 1:  # The writer's own lock comes next.
             atomic.remove_leftovers(path)
         real_flock(file, operation)
 
@@ -179,7 +179,7 @@ def test_files_of_other_targets_are_left_alone(tmp_path):
 def test_links_and_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     source, path = tmp_path / "source", tmp_path / "target"
     source.write_bytes(b"x" * 10_000)
-    part_path(path).hardlink_to(source)  # Of a killed run.
+    part_path(path).hardlink_to(source)  # Left by a killed run.
     failures = []
 
     def work(action):

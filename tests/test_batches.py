@@ -36,7 +36,7 @@ def test_y_is_x_one_later():
     assert torch.equal(x[:, 1:], y[:, :-1])
 
 
-def test_every_window_can_be_drawn_the_last_one_too():
+def test_every_window_can_be_drawn_including_the_last():
     ids = np.arange(10, dtype=np.uint16)
     x, y = get_batch(ids, batch_size=2000, seq_len=4)
     assert x[:, 0].unique().tolist() == [0, 1, 2, 3, 4, 5]
@@ -136,7 +136,7 @@ def test_impossible_sizes_are_refused(batch_size, seq_len, message):
         ([1, 2, 3], "data is of type list; give what load_token_array returns"),
     ],
 )
-def test_arrays_that_are_no_token_arrays_are_refused(data, message):
+def test_arrays_that_are_not_ids_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
         get_batch(data, 1, 2)
 
@@ -172,7 +172,7 @@ def test_batches_are_those_of_get_batch(prefetch, replace):
 def test_resumed_batches_equal_uninterrupted_batches():
     whole = taken(batches(IDS, 4, 8, seed=3), 12)
     assert taken(batches(IDS, 4, 8, seed=3, start=7), 5) == whole[7:]
-    # 7 batches of 4 came before; they go on in batches of 2.
+    # 7 batches of 4 came before; now resume with batches of 2.
     later = taken(batches(IDS, 2, 8, seed=3, start=100, num_samples=28), 2)
     assert [step for step, _ in later] == [100, 101]
     assert later[0][1] + later[1][1] == whole[7][1]
@@ -202,7 +202,7 @@ def test_the_thread_ends_with_the_loop():
     assert threads() == []
 
 
-def test_the_interpreter_ends_though_loops_were_left_half_way(tmp_path):
+def test_the_interpreter_exits_with_unfinished_loops(tmp_path):
     code = (
         "import numpy, tiny_llm.batching as b\n"
         "left = [b.batches(numpy.zeros(99, 'u2'), 4, 8, seed=3) for _ in range(3)]\n"
@@ -241,7 +241,7 @@ class CountedMixture(Mixture):
         return super().choose_starts(*arguments)
 
 
-def test_as_many_batches_are_made_ahead_as_was_asked():
+def test_prefetch_is_the_number_of_batches_made_ahead():
     data = CountedMixture([(IDS, 1)])
     iterator = batches(data, 4, 8, seed=3, prefetch=3)
     data.num_batches = 0
@@ -290,7 +290,7 @@ def draw_as_one_of_two(rank, path):
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_that_do_not_say_which_they_are_are_refused(tmp_path):
+def test_a_missing_rank_or_world_size_is_refused(tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=draw_as_one_of_two, args=(rank, tmp_path / "store"))

@@ -118,13 +118,13 @@ def test_sample_without_a_separator_ends_before_white_space(tmp_path):
     path.write_bytes(b"once upon a time" + SEPARATOR + b"y")
     assert read_sample(path, 10) == b"once upon"
     assert read_sample(path, 15) == b"once upon a"
-    # This one ends inside the separator, a part of which is not text to learn from.
+    # This one ends inside the separator; part of a separator is not text.
     assert read_sample(path, 28) == b"once upon a"
 
 
 def test_sample_is_never_longer_than_asked(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_bytes(b"x" * 100)  # Nothing says where to cut.
+    path.write_bytes(b"x" * 100)  # There is nowhere to cut.
     assert [len(read_sample(path, n)) for n in (1, 3, 99, 100)] == [1, 3, 99, 100]
 
 

@@ -1,4 +1,4 @@
-"""The surface for readers of tutorials; what runs DVC is in test_tutorial.py."""
+"""The functions for tutorial readers; tests that run DVC are in test_tutorial.py."""
 
 import subprocess
 import sys
@@ -70,7 +70,7 @@ def test_only_public_names_are_listed():
     assert set(data.__all__) < set(names)
 
 
-def test_a_vocab_that_stays_smaller_than_asked_is_warned_of(tmp_path, text):
+def test_a_vocab_smaller_than_asked_for_gives_a_warning(tmp_path, text):
     (tmp_path / "train.txt").write_bytes(text)
     with pytest.warns(UserWarning, match="vocab_size 5,000 was asked for") as caught:
         tokenizer = data.train_tokenizer(tmp_path / "train.txt", vocab_size=5000)

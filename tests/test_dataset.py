@@ -1,4 +1,4 @@
-"""`BatchDataset`: what a torch DataLoader makes of batches, and what it must not."""
+"""`BatchDataset`: what a torch DataLoader may and may not do with batches."""
 
 from itertools import islice
 

@@ -19,7 +19,7 @@ SEP = 256
 
 
 def test_windows_begin_with_documents(tmp_path):
-    # Documents at 0, 3, 4 and 7; a window of 3 + 1 ids fits behind all but the last.
+    # Documents begin at 0, 3, 4 and 7; a window of 3 + 1 ids fits at all but 7.
     ids = [1, 2, SEP, SEP, 4, 5, SEP, 6, 7, SEP]
     path = save_tokens(tmp_path / "x.bin", ids)
     data = load_token_array(path)
@@ -48,14 +48,14 @@ def test_document_starts_follow_separators(ids):
     assert found == [0] + [i + 1 for i, id_ in enumerate(ids[:-1]) if id_ == SEP]
 
 
-def test_a_line_end_behind_the_last_separator_begins_no_document(tmp_path):
+def test_a_newline_after_the_last_separator_starts_no_document(tmp_path):
     text, path = tmp_path / "x.txt", tmp_path / "x.bin"
     text.write_text("One day.\n<|endoftext|>\nTwo days.\n<|endoftext|>\n")
     manifest = encode_file(BPETokenizer(), text, path)
     starts = load_token_array(path).document_starts()
     assert starts.tolist() == [0, 10]
     assert manifest.num_documents == 2
-    # So the index is known again, and not written with each opening.
+    # So the index is recognized, and not rewritten each time.
     before = (tmp_path / "x.documents").stat()
     load_token_array(path).document_starts()
     assert (tmp_path / "x.documents").stat() == before
@@ -82,7 +82,7 @@ def test_the_index_is_built_once_and_kept_beside_the_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("spoil", ["other tokens", "cut short", "empty"])
-def test_an_index_of_other_tokens_is_made_anew(tmp_path, spoil):
+def test_an_index_of_other_tokens_is_rebuilt(tmp_path, spoil):
     path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
     index = tmp_path / "x.documents"
     load_token_array(path).document_starts()

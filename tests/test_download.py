@@ -20,7 +20,7 @@ BODY = bytes(range(256)) * 8192  # 2 MiB
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves BODY, with Range; each request uses up one of `faults`, None for none."""
+    """Serves BODY, with Range; each request uses one of `faults` (None: no fault)."""
 
     daemon_threads = True
 
@@ -233,6 +233,8 @@ GOOD = "{url: https://example.org/x, size: 3, sha256: " + "a" * 64 + "}"
         ("train: {url: https://example.org/x, size: 3}", "train needs .* sha256"),
         (GOOD.replace("https", "ftp").join(["train: ", ""]), "ftp://"),
         (GOOD.replace("aaa", "zzz").join(["train: ", ""]), "64 hexadecimal digits"),
+        (GOOD.replace("size: 3", "size: 0").join(["train: ", ""]), "size 0, sha256"),
+        (GOOD.replace("size: 3", "size: -3").join(["train: ", ""]), "size -3, sha256"),
         (GOOD.replace("size: 3", "size: big").join(["train: ", ""]), "size 'big'"),
     ],
 )

@@ -44,7 +44,7 @@ def test_token_file_decodes_to_the_source_bytes(tokenizer, tmp_path, text):
     [
         b"\xef\xbb\xbfBOM and NUL \x00 and CRLF\r\n" + SEP,
         bytes(range(256)) * 3,
-        # Not first in the file, where it would be the mark of UTF-16.
+        # Not first in the file, where it would mark UTF-16.
         b" \xff\xfe" + SEP + b"\xc3" + SEP + b"\xa9",
         b"no separator at the end" + SEP + b"rest",
         b"<|im_start|> [MASK] <|endoftext|> <|endoftext",
@@ -196,7 +196,7 @@ def test_text_with_braces_is_not_taken_for_json_lines(
 
 def test_a_warning_turned_into_an_error_keeps_the_old_pair(tokenizer, tmp_path, text):
     encode(tokenizer, tmp_path, text)
-    with pytest.raises(UserWarning, match="NUL"):  # As pyproject.toml asks of pytest.
+    with pytest.raises(UserWarning, match="NUL"):  # As set in pyproject.toml.
         encode(tokenizer, tmp_path, b"\0")
     assert verify(tmp_path / "out.bin").num_bytes == len(text)
 
@@ -286,7 +286,7 @@ def test_a_killed_run_leaves_the_old_pair_or_the_new(tokenizer, tmp_path, text):
         elif target.exists():  # Killed between the two renames, with complete ids.
             assert tokenizer.decode_bytes(np.fromfile(target, "<u2")) == text * 2000
     encode_file(tokenizer, source, target)
-    assert not list(tmp_path.glob("*.tmp"))  # What the killed runs left is gone.
+    assert not list(tmp_path.glob("*.tmp"))  # What the killed runs left behind is gone.
 
 
 @needs_proc

@@ -35,7 +35,7 @@ def wait_until(condition, process):
 
 
 def handles_signals(process) -> bool:
-    """Whether pipeline/__main__.py is in control; Python alone leaves SIGTERM alone."""
+    """Whether pipeline/__main__.py is in control; Python does not handle SIGTERM."""
     with open(f"/proc/{process.pid}/status") as file:
         [caught] = [line.split()[1] for line in file if line.startswith("SigCgt")]
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
@@ -58,7 +58,7 @@ def test_a_stop_while_modules_are_imported_ends_in_one_line(workspace, stage, nu
         if process.returncode == status:
             assert errors == f"python -m pipeline {stage}: error: {message}\n"
             stopped += 1
-        else:  # The work was done, and perhaps the signal ended what was left of it.
+        else:  # The work was done; the signal may have ended Python's own exit.
             assert process.returncode in (0, -number), errors
             assert errors == "" or errors.startswith("wrote ")
             assert errors.count("\n") <= 1
@@ -74,7 +74,7 @@ def test_a_stop_during_the_work_removes_temporary_files(workspace, number, text)
     process = start(workspace, "encode", "train")
     wait_until(lambda: len(built(workspace)) > len(before), process)
     process.send_signal(number)
-    process.send_signal(number)  # A second one does not disturb the cleaning up.
+    process.send_signal(number)  # A second one does not disturb the cleanup.
     _, errors = process.communicate(timeout=60)
     status, message = STOPS[number]
     assert process.returncode == status

@@ -155,7 +155,7 @@ def test_packages_run_nothing_on_import(package):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_code_does_none_of_what_is_banned(path):
+def test_code_uses_nothing_banned(path):
     for node in ast.walk(ast.parse(path.read_text())):
         assert not isinstance(node, ast.Assert), "assert is for tests"
         name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
@@ -173,14 +173,14 @@ def test_every_python_file_is_short_enough_for_one_sitting():
 
 
 def dependencies() -> dict[str, list[Requirement]]:
-    """Return what pyproject.toml asks for, by extra; "" is the library itself."""
+    """Return the requirements in pyproject.toml by extra; "" is the library itself."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = {"": project["dependencies"], **project["optional-dependencies"]}
     return {extra: [*map(Requirement, lines)] for extra, lines in asked.items()}
 
 
 def packages_imported(*folders: str) -> set[str]:
-    """Return the names on the package index of what the files in folders import."""
+    """Return the packages that files in `folders` import, as named on the index."""
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     modules = {name.split(".")[0] for path in paths for name in imported(path)}
     ours = {path.name for path in ROOT.iterdir() if path.is_dir()}

@@ -1,4 +1,4 @@
-"""What a caller gives becomes a source: paths, splits, devices, and what is wrong."""
+"""From what a caller gives to a source: paths, splits, devices, and errors."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_a_path_is_opened_once_until_the_file_changes(tmp_path, monkeypatch):
     assert as_source(path) is not opened
 
 
-def test_what_is_no_token_file_is_explained(tmp_path, monkeypatch):
+def test_what_is_not_a_token_file_is_explained(tmp_path, monkeypatch):
     save_tokens(tmp_path / "b.bin", [5, 6, 7])
     save_tokens(tmp_path / "a.bin", [5, 6, 7])
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Mixtures: exact shares, every source as if alone, bad weights refused."""
+"""Mixtures: exact shares, each source drawn as if alone, bad weights refused."""
 
 import math
 import pickle
@@ -14,12 +14,12 @@ from tests.conftest import save_tokens
 from tiny_llm.batching import Mixture, batches, get_batch, load_token_array
 from tiny_llm.batching.sampling import Samples, choose_window_starts
 
-# The smallest share that these can give is 1 / 40,001, which is not refused.
+# The smallest possible share of these, 1 / 40,001, is still accepted.
 weights = st.one_of(st.integers(1, 1000), st.floats(0.1, 1000))
 
 
 def sources(*lengths):
-    """Arrays of ids that say which source they are of: 0, 1, ..., 1000, 1001, ..."""
+    """Arrays whose ids show their source: 0, 1, ... then 1000, 1001, ... and so on."""
     return [
         (np.arange(length) + 1000 * number).astype(np.uint16)
         for number, length in enumerate(lengths)
@@ -49,7 +49,7 @@ def test_every_block_ends_within_one_of_each_share(parts, block, seed):
 
 
 def test_each_source_is_drawn_as_if_it_were_alone():
-    """No sample of it is lost or repeated, whatever the batches are."""
+    """None of its samples is lost or repeated between batches."""
     arrays = sources(300, 200, 400)
     mixture = Mixture([(arrays[0], 5), (arrays[1], 3), (arrays[2], 2)])
     x = torch.cat(

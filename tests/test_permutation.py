@@ -10,7 +10,7 @@ AROUND_POWERS = [4**k + d for k in range(6, 11) for d in (-2, -1, 0, 1, 2)]
 
 
 def test_a_permutation_is_one_to_one_for_every_size():
-    """Other loaders' index shuffle is no permutation at n = 4**k + 1."""
+    """Other loaders' index shuffle is not a permutation at n = 4**k + 1."""
     for n in SMALL + AROUND_POWERS:
         for order in (Permutation(n, "test"), permutation(n, "test")):
             sent = order(np.arange(n))
@@ -40,7 +40,7 @@ def test_every_order_of_few_comes_up():
 
 @pytest.mark.parametrize("n", [4097, 10_000])
 def test_neighbours_do_not_stay_neighbours(n):
-    """With four rounds they did twice as often as by chance."""
+    """With four rounds, they did so twice as often as by chance."""
     num_keys = 400
     steps = [np.diff(Permutation(n, key)(np.arange(n))) for key in range(num_keys)]
     num_neighbours = np.count_nonzero(np.array(steps) == 1)

@@ -132,7 +132,7 @@ def test_an_edit_reruns_the_stages_that_use_the_module(clone, name, expected):
     assert digests(clone) == GOLDEN
 
 
-def test_an_experiment_on_a_folder_of_ones_own(clone, tmp_path, text):
+def test_an_experiment_on_a_folder_of_your_own(clone, tmp_path, text):
     source = tmp_path / "my stories"
     source.mkdir()
     (source / "train.txt").write_bytes(text * 50)

@@ -1,4 +1,4 @@
-"""Start positions: the same for ever, for any number of ranks, each epoch once."""
+"""Start positions: the same forever, for any number of ranks, once per epoch."""
 
 import hashlib
 import tracemalloc
@@ -126,7 +126,7 @@ def test_rows_run_on_into_the_next_epoch():
 
 
 def test_two_seeds_and_epochs_share_no_order():
-    """With seed + epoch as a key epoch 1 of seed 7 would be epoch 0 of seed 8."""
+    """With seed + epoch as a key, epoch 1 of seed 7 would be epoch 0 of seed 8."""
 
     def order(seed, epoch):
         return window_starts(
@@ -144,7 +144,7 @@ def test_draws_with_replacement_are_even():
     assert np.abs(counts - 1000).max() < 6 * np.sqrt(1000)
 
 
-def test_starts_are_one_s_own_to_change():
+def test_starts_are_a_fresh_array():
     arguments = {"num_tokens": 110, "batch_size": 8, "seq_len": 10, "seed": 0}
     starts = window_starts(**arguments)
     expected = starts.tolist()
@@ -153,7 +153,7 @@ def test_starts_are_one_s_own_to_change():
 
 
 def test_the_first_starts_of_ten_trillion_ids_take_little_memory():
-    """No index is made: 10**13 ids would have one of 312 GB."""
+    """No index is built: for 10**13 ids, it would take 312 GB."""
     tracemalloc.start()
     window_starts(10**13, 32, 256, seed=11, step=10**9, replace=False)
     peak = tracemalloc.get_traced_memory()[1]

@@ -212,7 +212,7 @@ def test_a_tensor_on_a_device_gives_the_same_batches(tmp_path, vocab_size):
         torch.zeros(9, dtype=torch.bool),
     ],
 )
-def test_tensors_that_are_no_token_arrays_are_refused(tensor):
+def test_tensors_that_are_not_ids_are_refused(tensor):
     with pytest.raises(ValueError, match="give"):
         get_batch(tensor, 1, 2)
 

@@ -165,7 +165,7 @@ def test_a_source_folder_without_a_split_is_refused(workspace):
     [b"Once there was a cat.\n", b'Ben: "hi": no\n', b"\xff\xfe", b"a b. " * 100_000],
     ids=["plain", "not YAML", "not UTF-8", "large"],
 )
-def test_a_text_file_as_source_is_told_to_be_in_a_folder(workspace, content):
+def test_a_text_file_as_source_is_refused_with_advice(workspace, content):
     (workspace.path / "stories.txt").write_bytes(content)
     workspace.set_param("source", "stories.txt")
     done = workspace.stage("fetch")

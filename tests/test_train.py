@@ -193,7 +193,7 @@ def test_two_ranks_take_the_samples_of_one_and_learn_the_same(tokens, tmp_path):
 
 @pytest.fixture
 def refuse(tokens, monkeypatch, capsys):
-    """Run in this process what must be refused; return the exit status and the line."""
+    """Run in this process, expecting a refusal; return the exit status and the line."""
 
     def run(out: Path, folder: Path = tokens, **options) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", arguments(folder, out, **options))
@@ -210,7 +210,7 @@ def refuse(tokens, monkeypatch, capsys):
 
 @pytest.fixture
 def begun(tokens, tmp_path) -> Path:
-    """A folder with the parts of a checkpoint that refusals look at."""
+    """A folder with the parts of a checkpoint that the checks look at."""
     data = fingerprint(tokens / "train.bin")
     saved = {"config": RUN, "fingerprint": data, "step": 20}
     torch.save(saved, tmp_path / "checkpoint.pt")

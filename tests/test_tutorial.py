@@ -54,7 +54,7 @@ print(len(train) > 100_000, train.dtype, get_batch(train, 4, 16)[1].shape)
     assert "set bpe" not in again.stderr
 
 
-def test_a_tutorial_on_a_text_of_ones_own_runs_unchanged(clone, text):
+def test_a_tutorial_on_a_text_of_your_own_runs_unchanged(clone, text):
     (clone.path / "mine.txt").write_bytes(text * 20)
     code = """
 tok = train_tokenizer("mine.txt", vocab_size=300, sample_mb=1)
@@ -120,6 +120,8 @@ def test_an_impossible_argument_leaves_params_alone(clone):
     before = (clone.path / "params.yaml").read_text()
     done = run_code(clone, "prepare(vocab_size=1 << 40)", check=False)
     assert "ConfigError: vocab_size is 1,099,511,627,776; give" in done.stderr
+    done = run_code(clone, "prepare(vocab_size=512, sample_mb=-1)", check=False)
+    assert "ConfigError: sample_mb is -1; give" in done.stderr
     assert (clone.path / "params.yaml").read_text() == before
 
 

@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and what training code sees that installs only it."""
+"""The wheel: what it holds, and what training code sees if only it is installed."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ import pytest
 import tiny_llm
 from tests.conftest import ROOT, save_tokens
 
-# Reading torch takes mypy half a minute, so tensors are of type Any here; `make types`
+# Checking torch takes mypy half a minute, so tensors are of type Any here; `make types`
 # checks the library itself against torch.
 MYPY_INI = """
 [mypy]

@@ -1,4 +1,4 @@
-"""Atomic writing: a file has its final name only when it is whole.
+"""Atomic writing: a file gets its final name only once it is complete.
 
 Two writers of the same file each use their own temporary file beside it, so the
 result is one or the other, never a mixture. A writer that is killed leaves its
@@ -34,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     temporary files that killed writers of `path` left behind are removed.
 
     Raises:
-        ResourceError: The disk is full, or a limit is used up.
+        ResourceError: The disk is full, or a quota or file size limit is reached.
     """
     target = Path(path)
     part = part_path(target)
@@ -47,7 +47,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
             if sys.platform == "win32":
                 file.close()  # Windows cannot rename an open file.
-            os.replace(part, target)  # While it is locked: see `remove_leftovers`.
+            os.replace(part, target)  # Still locked: see `remove_leftovers`.
     except OSError as error:
         explain_full_disk(error, target, part)
         raise
@@ -56,16 +56,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def part_path(target: Path) -> Path:
-    """Return a new name beside a file. Two containers may have equal process ids."""
+    """Return a random name beside a file: containers may have equal process ids."""
     return target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
 
 
 def remove_leftovers(target: Path) -> None:
     """Remove the temporary files that killed writers of `target` left beside it.
 
-    A live writer, in this container or another, holds a lock on its own; the kernel
-    drops the lock when the writer dies. Without such locks (on Windows, on some
-    network filesystems) nothing is removed.
+    A live writer, in this container or another, holds a lock on its temporary file;
+    the kernel drops the lock when the writer dies. Without such locks (on Windows, on
+    some network filesystems) nothing is removed.
     """
     if sys.platform != "win32":
         pattern = f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"
@@ -77,7 +77,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 def _open_locked(part: Path) -> IO[bytes]:
-    """Make a temporary file and lock it, so that no other run removes it."""
+    """Create a temporary file and lock it, so that no other run removes it."""
     while True:
         file = open(part, "wb")  # noqa: SIM115 - the caller closes it
         if sys.platform == "win32":
@@ -99,10 +99,10 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
 
 
 def atomic_link(source: Path, target: Path) -> bool:
-    """Give a file a second name, replacing the file that had that name.
+    """Hard-link `source` as `target`, replacing any file of that name.
 
     Returns:
-        Whether it worked: some filesystems have no hard links, and no link leads
+        Whether it worked: some filesystems have no hard links, and none can cross
         from one filesystem to another.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def atomic_link(source: Path, target: Path) -> bool:
             os.link(source, part)
         except OSError:
             return False
-        # The link is not locked, so another run may remove it: then try again.
+        # The link is not locked, so another run may remove it; if so, try again.
         with contextlib.suppress(FileNotFoundError):
             os.replace(part, target)
             part.unlink(missing_ok=True)  # Renaming onto itself leaves both names.

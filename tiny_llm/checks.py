@@ -1,4 +1,4 @@
-"""Checks of arguments, shared by several modules."""
+"""Argument checks shared by several modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny_llm.errors import ConfigError
 def check_int(
     name: str, value: object, at_least: int = 1, at_most: int | None = None
 ) -> int:
-    """Return an argument as a Python integer, which no arithmetic can overflow.
+    """Return an argument as a Python integer, which cannot overflow.
 
     Raises:
         ConfigError: `value` is not an integer, or is out of range.

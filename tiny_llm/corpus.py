@@ -1,4 +1,4 @@
-"""Text files as documents: chunks cut where no id can change.
+"""Text files as documents, read in chunks cut where no id can change.
 
 A document ends at a separator. Text is bytes throughout: nothing is decoded,
 so line endings, byte order marks and invalid UTF-8 come through unchanged.
@@ -36,11 +36,11 @@ def find_cut(text: bytes, start: int = 0) -> int:
 
     Args:
         text: The beginning of a longer text.
-        start: Where the search begins; there is no such place before it.
+        start: Where to start searching; the text before it has no such place.
 
     Returns:
-        The length of the piece before the cut. The cut is after the last separator,
-        or without one before the last white space that follows a visible ASCII
+        The length of the piece before the cut. The cut is after the last separator
+        or, if there is none, before the last white space that follows a visible ASCII
         character. 0 if there is neither.
 
     >>> find_cut(b"The end.<|endoftext|>Once upon")
@@ -71,8 +71,8 @@ def open_text(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise InputError(f"{path}: no such file; give the path of a text file")
     with open(path, "rb") as file:
         before = os.fstat(file.fileno())
-        # Not file.read: its buffer would leave the descriptor, which fetch copies
-        # from, further on than the file object.
+        # Not file.read: its buffering would move the descriptor, which fetch copies
+        # from, past the position of the file object.
         check_is_text(path, os.read(file.fileno(), HEAD_BYTES))
         os.lseek(file.fileno(), 0, os.SEEK_SET)
         yield file
@@ -115,7 +115,7 @@ def cut_chunks(file: IO[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[byte
     """
     chunk_bytes = check_int("chunk_bytes", chunk_bytes)
     rest = b""
-    # Doubling what is read while nothing can be cut keeps the work linear.
+    # Doubling the read size while nothing can be cut keeps the work linear.
     while block := file.read(max(chunk_bytes, len(rest))):
         text = rest + block
         cut = find_cut(text, len(rest))
@@ -137,7 +137,7 @@ def read_sample(path: str | os.PathLike[str], num_bytes: int) -> bytes:
 
     Args:
         path: The text file.
-        num_bytes: The size of the sample, at most.
+        num_bytes: The maximum size of the sample.
 
     Returns:
         The whole file if it is no longer than `num_bytes`, else a prefix of it that
@@ -150,7 +150,7 @@ def read_sample(path: str | os.PathLike[str], num_bytes: int) -> bytes:
     """
     with open_text(path) as file:
         file_bytes = os.fstat(file.fileno()).st_size
-        # Python allocates all that `read` is asked for, whatever the file holds.
+        # `read` allocates as much as it is asked for, even for a smaller file.
         sample = file.read(min(num_bytes, file_bytes))
         if len(sample) < file_bytes:
             sample = sample[: find_cut(sample) or len(sample)]
@@ -191,7 +191,7 @@ def has_text(text: bytes) -> bool:
 
 
 def no_document(path: str | os.PathLike[str], num_bytes: int) -> InputError:
-    """Return the error for a text of `num_bytes` bytes in which nothing is written."""
+    """Return the error for `num_bytes` bytes of separators and white space."""
     return InputError(
         f"{path} holds no document, only {num_bytes:,} bytes of separators and white "
         "space; give a file with text in it"

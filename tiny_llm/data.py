@@ -1,4 +1,4 @@
-"""The whole pipeline in one file's worth of names, for readers of tutorials.
+"""The whole pipeline behind a few functions, for readers of tutorials.
 
     from tiny_llm.data import get_batch, prepare
 
@@ -39,7 +39,7 @@ __all__ = [
     "train_tokenizer",
 ]
 
-if not TYPE_CHECKING:  # For type checkers any name would be an attribute.
+if not TYPE_CHECKING:  # With it, type checkers accept any name.
 
     def __getattr__(name: str) -> object:
         if name not in ("get_batch", "load_token_array"):
@@ -56,10 +56,10 @@ def __dir__() -> list[str]:
 def prepare(
     vocab_size: int | None = None, sample_mb: float | None = None
 ) -> BPETokenizer:
-    """Run the pipeline through DVC; whatever is up to date is not run again.
+    """Run the pipeline through DVC, which skips stages that are up to date.
 
-    What is given is set in params.yaml, as `dvc exp run -S` would, and reported on
-    stderr. Needs a checkout of the repository.
+    Arguments that are given are written to params.yaml, as `dvc exp run -S` would, and
+    reported on stderr. Needs a checkout of the repository.
 
     Args:
         vocab_size: 256 bytes, the separator and the merges, 257 to 2**20. By default
@@ -72,7 +72,7 @@ def prepare(
 
     Raises:
         ConfigError, InputError, IntegrityError, ResourceError: An argument is out of
-            its range, or a stage failed; with the message of the stage.
+            range, or a stage failed; the message is that of the stage.
     """
     root = find_checkout()
     if importlib.util.find_spec("dvc") is None:
@@ -80,12 +80,15 @@ def prepare(
             f"{sys.executable} lacks DVC, which runs the pipeline; run `make repro` in "
             f"{root} and use the Python in .venv/bin"
         )
+    values: dict[str, float] = {}
     if vocab_size is not None:
         check_vocab_size(vocab_size)
-        _set_param(root, "vocab_size", int(vocab_size))
+        values["vocab_size"] = int(vocab_size)
     if sample_mb is not None:
         sample_bytes(sample_mb)
-        _set_param(root, "sample_mb", sample_mb)
+        values["sample_mb"] = sample_mb
+    for name, value in values.items():
+        _set_param(root, name, value)
     _reproduce(root)
     return BPETokenizer.load(root / TOKENIZER_PATH)
 
@@ -99,7 +102,7 @@ def _set_param(root: Path, name: str, value: float) -> None:
 
 
 def _reproduce(root: Path) -> None:
-    """Run `dvc repro`, show what it says on stderr, and raise what a stage said."""
+    """Run `dvc repro`, pass on its stderr, and raise the error that a stage printed."""
     bin_dir = os.path.dirname(sys.executable)
     path = os.pathsep.join([bin_dir, os.environ.get("PATH", "")])
     problem, status = "", InputError.exit_status
@@ -112,7 +115,7 @@ def _reproduce(root: Path) -> None:
         errors="replace",
     ) as process:
         for line in process.stderr or ():
-            sys.stderr.write(line)  # Jupyter shows this, and not what DVC would write.
+            sys.stderr.write(line)  # Jupyter would not show DVC's own stderr.
             if found := re.search(r"pipeline \w+: error: (.*)|^ERROR: (.*)", line):
                 problem = problem or found[1] or found[2]
             if found := re.search(r"exited with (\d+)", line):
@@ -128,11 +131,11 @@ def _reproduce(root: Path) -> None:
 def download_tinystories() -> tuple[Path, Path]:
     """Download TinyStories V2 (2.2 GB), once, to the user's cache folder.
 
-    The small split comes first. For the pipeline itself, set `fetch.source` to
-    pipeline/tinystories.yaml instead.
+    The smaller split is downloaded first. To use TinyStories in the pipeline, set
+    `fetch.source` to pipeline/tinystories.yaml instead.
 
     Returns:
-        The paths of the texts of train and valid.
+        The paths of the train and valid texts.
 
     Raises:
         IntegrityError (a ValueError): The download failed.
@@ -161,12 +164,12 @@ def train_tokenizer(
         sample_mb: How many MiB of whole documents to learn from.
 
     Returns:
-        The tokenizer. Its vocab size is smaller than asked for, with a warning, if
-        the sample has too few different pairs.
+        The tokenizer. If the sample has too few different pairs, its vocab size is
+        smaller than asked for, and a warning says so.
 
     Raises:
         InputError (a ValueError): The file is missing or holds no document.
-        ConfigError (a ValueError): A number is out of its range.
+        ConfigError (a ValueError): A number is out of range.
     """
     sample = read_sample(train_path, sample_bytes(sample_mb))
     tokenizer = BPETokenizer()

@@ -1,6 +1,6 @@
 """Download: a URL becomes a verified local file.
 
-A file gets its final name only after its size and SHA-256 were checked. A download
+A file gets its final name only after its size and SHA-256 are checked. A download
 that stops early leaves a `.part` file, and the next try resumes from it.
 """
 
@@ -74,6 +74,7 @@ def read_pins(path: str | os.PathLike[str]) -> dict[str, Pin]:
         if (
             not str(pin.url).startswith(("http://", "https://"))
             or type(pin.size) is not int
+            or pin.size < 1
             or not re.fullmatch(r"[0-9a-f]{64}", str(pin.sha256))
         ):
             raise ConfigError(
@@ -104,10 +105,10 @@ def download(
 
     Args:
         pin: What to download. The digest is also the file's name in the cache, so
-            a file is downloaded once whatever its URL.
+            a file is downloaded only once, whatever its URL.
         cache_dir: By default `tiny_llm` in the user's cache folder.
         on_progress: Called with the number of bytes received since the last call.
-            Each byte counts once; those of an earlier run are reported together.
+            Each byte is reported once; those from an earlier run come in one call.
 
     Returns:
         The path of the verified file.
@@ -172,7 +173,7 @@ def _size(path: Path) -> int:
 
 
 def _is_final(error: requests.RequestException) -> bool:
-    """Whether another try would get the same refusal."""
+    """Whether another try would fail in the same way."""
     status = error.response.status_code if error.response is not None else 0
     return 400 <= status < 500 and status not in (416, 429)
 
@@ -192,7 +193,7 @@ def _load_rest(pin: Pin, part: Path, progress: _Progress) -> None:
         session.get(pin.url, headers=headers, stream=True, timeout=timeout) as response,
     ):
         if response.status_code == 416:
-            part.unlink()  # It does not begin this file; the next try starts over.
+            part.unlink()  # Not a prefix of this file; the next try starts over.
         response.raise_for_status()
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         with open(part, "ab" if resumed else "wb") as file:

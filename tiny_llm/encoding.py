@@ -42,7 +42,7 @@ def encode_file(
         chunk_bytes: How much text is encoded at a time. Ids do not depend on it.
         num_threads: How many chunks are encoded in parallel; by default the number
             of cores, up to two. Ids do not depend on it.
-        scan: A new `TextScan`, to learn what the text holds beyond the manifest.
+        scan: A new `TextScan`, to learn more about the text than the manifest says.
 
     Returns:
         The manifest that was written.
@@ -50,7 +50,7 @@ def encode_file(
     Warns:
         UserWarning: The text holds NUL bytes or invalid UTF-8, every line of it is
             a JSON object, or it is long and has no separators. It is encoded
-            nevertheless, unless warnings are turned into errors.
+            anyway, unless warnings are turned into errors.
 
     Raises:
         ConfigError: The target is not called NAME.bin, the token file or its manifest

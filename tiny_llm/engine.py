@@ -24,11 +24,12 @@ from tiny_llm.tokenizer_json import FIRST_MERGE_ID, Merge
 
 # gigatoken 0.10 caches every distinct pretoken without limit: 10 to 16 bytes of memory
 # per byte of text if every word is new. So the memory of the process is sampled
-# periodically, and a gigatoken is replaced (30 ms) once the process has grown by more
-# than this since it was built.
+# periodically, and a gigatoken tokenizer is replaced (30 ms) once the process has grown
+# by more than this since it was built. With half of that, ordinary text replaces them
+# over and over and takes twice as long (benchmarks/LOG.md).
 # TODO(gigatoken): the release after 0.10.0 has `set_max_cache_bytes`. It replaces the
 # sampling, `_return_freed_memory` and the dependency on psutil.
-_CACHE_BYTES = 24 << 20
+_CACHE_BYTES = 48 << 20
 _CACHE_CHECK_BYTES = 1 << 19
 
 
@@ -41,7 +42,7 @@ def learn_merges(sample: bytes, num_merges: int) -> list[Merge]:
 
     Returns:
         At most `num_merges` pairs of token bytes in order of rank. When the sample
-        has no pair left, gigatoken appends merges that occur nowhere in it.
+        runs out of pairs, gigatoken appends merges that occur nowhere in it.
     """
     if num_merges == 0:
         return []
@@ -54,8 +55,8 @@ def learn_merges(sample: bytes, num_merges: int) -> list[Merge]:
             [SEPARATOR.decode()],
             separator=SEPARATOR,
         )
-    # BPE makes each token by exactly one merge. So a token made twice shows that the
-    # merges from there on join nothing.
+    # In BPE, exactly one merge makes each token. Once a token is made a second time,
+    # the merges from there on join nothing.
     known: set[bytes] = set()
     for rank, (left, right) in enumerate(merges):
         if left + right in known:
@@ -65,10 +66,10 @@ def learn_merges(sample: bytes, num_merges: int) -> list[Merge]:
 
 
 class Engine:
-    """Encodes and decodes in any number of threads at once.
+    """Encodes and decodes; several threads may call it at once.
 
-    Two threads that share one gigatoken are slower than one thread, so each call takes
-    an idle one, or builds one (30 ms).
+    Two threads that share one gigatoken tokenizer are slower than one thread, so each
+    call takes an idle tokenizer or builds a new one (30 ms).
     """
 
     def __init__(self, file_bytes: bytes) -> None:
@@ -92,7 +93,7 @@ class Engine:
         if worker.is_small():
             self._idle.append(worker)
         else:
-            del worker  # The last reference: trimming returns only what is freed.
+            del worker  # The last reference; only freed memory can be returned.
             _return_freed_memory()
         return ids, num_invalid
 
@@ -111,7 +112,7 @@ class Engine:
 
 
 class _Worker:
-    """One gigatoken, and how much memory the process used before it was built."""
+    """A gigatoken tokenizer, and the memory of the process before it was built."""
 
     def __init__(self, file_bytes: bytes) -> None:
         self._process = psutil.Process()
@@ -148,7 +149,7 @@ def _return_freed_memory() -> None:
 # Where gigatoken splits invalid UTF-8 depends on its address in memory, so ids would
 # depend on how a file is cut. That is why it only gets valid text.
 def is_utf8(data: bytes) -> bool:
-    """Whether bytes are valid UTF-8; three times as fast as decoding mostly ASCII.
+    """Whether bytes are valid UTF-8; on mostly ASCII, 3 times as fast as decoding.
 
     Each block of pure ASCII is replaced by a space, which does not change whether the
     bytes around it are valid.
@@ -164,7 +165,7 @@ def is_utf8(data: bytes) -> bool:
 
 
 def split_at_invalid(data: bytes) -> list[bytes]:
-    """Split bytes into valid UTF-8 and single invalid bytes, in turn.
+    """Split bytes into pieces: valid UTF-8 and single invalid bytes alternate.
 
     >>> [list(piece) for piece in split_at_invalid(bytes([0x61, 0x62, 0xFF, 0x63]))]
     [[97, 98], [255], [99]]

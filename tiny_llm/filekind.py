@@ -1,6 +1,6 @@
 """Files that are not plain text, recognized by their first bytes.
 
-Encoding them would work without an error and give a useless token file.
+They would encode without an error, into a useless token file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tiny_llm.errors import InputError
 # How much of a file `check_is_text` needs.
 HEAD_BYTES = 4096
 
-# Too few bytes to tell UTF-16 from text with a stray NUL.
+# With fewer bytes, UTF-16 cannot be told from text with a stray NUL.
 _MIN_WIDE_BYTES = 8
 
 _KINDS = [
@@ -69,12 +69,12 @@ def check_is_text(path: str | os.PathLike[str], head: bytes) -> None:
 
 
 def _find_wide_encoding(head: bytes) -> str | None:
-    """Recognize UTF-16 and UTF-32 by the NUL bytes that ASCII characters get there.
+    """Recognize UTF-16 and UTF-32 by the NUL bytes of their ASCII characters.
 
     >>> _find_wide_encoding("Once upon a time".encode("utf-16-le"))
     'UTF-16LE'
     """
-    # The share of NULs at each place of a four-byte character.
+    # The share of NULs at each position in a four-byte character.
     nuls = [head[i::4].count(0) / len(head[i::4] or b" ") for i in range(4)]
     if len(head) < _MIN_WIDE_BYTES:
         return None

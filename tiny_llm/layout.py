@@ -1,4 +1,4 @@
-"""Where a checkout of this repository keeps what its pipeline reads and makes.
+"""Where a checkout keeps the files that its pipeline reads and writes.
 
 Paths are relative to the root of the checkout, where the stages run.
 """
@@ -35,7 +35,7 @@ def find_checkout() -> Path:
 
 
 def split_path(split: str) -> Path:
-    """Return where the pipeline of this checkout leaves the token file of a split.
+    """Return the path at which this checkout's pipeline writes a split's ids.
 
     Raises:
         ConfigError: Not one of `SPLITS`, or there is no checkout.

@@ -34,7 +34,7 @@ class Manifest:
         separator_id: The id that ends a document.
         sha256: Digest of the token file.
         tokenizer_sha256: `BPETokenizer.sha256` of the tokenizer that made the ids.
-        block_crc32: CRC-32 of each 16 MiB of the file, to find damage.
+        block_crc32: CRC-32 of each 16 MiB block of the file, to locate damage.
     """
 
     format_version: int
@@ -55,7 +55,7 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 
 
 def manifest_path(path: str | os.PathLike[str]) -> Path:
-    """Return where the manifest of a token file is: train.json for train.bin.
+    """Return the path of a token file's manifest: train.json for train.bin.
 
     >>> manifest_path("tokens/train.bin").as_posix()
     'tokens/train.json'
@@ -85,7 +85,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 def check_tokenizer(
     path: str | os.PathLike[str], manifest: Manifest, tokenizer_sha256: str
 ) -> None:
-    """Refuse ids that another tokenizer made.
+    """Refuse a token file that another tokenizer made.
 
     Raises:
         IntegrityError: The digests differ.
@@ -124,7 +124,7 @@ def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_values(manifest: Manifest) -> None:
-    """Refuse what no writer writes; `tokens.verify` compares with the file itself."""
+    """Refuse values that no writer writes; `tokens.verify` checks the file itself."""
     _check_int("num_tokens", manifest.num_tokens, 0, 1 << 60)
     _check_int("num_documents", manifest.num_documents, 0, manifest.num_tokens)
     _check_int("num_bytes", manifest.num_bytes, 0, 1 << 63)
@@ -157,6 +157,6 @@ def _check_text(name: str, value: object, pattern: str) -> None:
 
 
 def _brief(value: object) -> str:
-    """Format a value that may be of any size, in one short line."""
+    """Format a value of any size in one short line."""
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

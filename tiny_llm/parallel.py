@@ -44,7 +44,7 @@ def map_in_order(
     Raises:
         ConfigError: `num_threads` is below 1.
         Exception: Whatever `items` or `function` raised, in place of its result.
-            Calls that have begun are finished first.
+            Calls already running finish first.
     """
     if num_threads is None:
         num_threads = count_threads()

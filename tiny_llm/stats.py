@@ -65,7 +65,7 @@ class TokenStats:
         return counts
 
     def length_histogram(self) -> list[tuple[int, int]]:
-        """Return the shortest length of each bin and its number of documents.
+        """Return each bin's shortest length and number of documents.
 
         Bins begin at powers of 2 ** (1/4), rounded up: the same for every file.
         """

@@ -1,7 +1,7 @@
-"""What a text turns out to hold while it is encoded.
+"""Look for signs of the wrong file in a text while it is encoded.
 
-Plain text costs next to nothing to scan: one search for NUL bytes, and the rest ends
-with the first line.
+Plain text costs next to nothing to scan: one search for NUL bytes, and a check for
+JSON that stops at the first line.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import os
 
 from tiny_llm.corpus import SEPARATOR, has_text
 
-# A longer document raises the question whether separators are missing.
+# A longer document probably lacks separators.
 LONG_DOCUMENT_BYTES = 4 << 20
 
-# A longer line is taken for something other than JSON.
+# A longer line is not taken for JSON.
 _MAX_JSON_LINE_BYTES = 16 << 20
 
 
 class TextScan:
-    """Takes in a text chunk by chunk, and says what is odd about it.
+    """Scans a text chunk by chunk and reports what is odd about it.
 
     Attributes:
         num_bytes: Size of the text so far.
@@ -41,13 +41,13 @@ class TextScan:
         self._json_lines = _JsonLines()
 
     def update(self, chunk: bytes, num_invalid_bytes: int = 0) -> None:
-        """Take in the next chunk.
+        """Scan the next chunk.
 
         Args:
             chunk: Cut as `read_chunks` does.
-            num_invalid_bytes: How many of its bytes are not valid UTF-8, as the
-                tokenizer found: finding out again would take a tenth of the time
-                of encoding.
+            num_invalid_bytes: How many of its bytes are not valid UTF-8. The
+                tokenizer has counted them already; counting again would take a tenth
+                of the encoding time.
         """
         if (place := chunk.find(0)) >= 0:
             if not self.num_nul_bytes:
@@ -65,7 +65,7 @@ class TextScan:
         self.num_bytes += len(chunk)
 
     def warnings(self, path: str | os.PathLike[str], num_documents: int) -> list[str]:
-        """Return one line for each reason to doubt that this is the text meant.
+        """Return one line for each sign that this may be the wrong text.
 
         Call it once, after the last chunk.
 

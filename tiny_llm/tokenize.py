@@ -78,8 +78,8 @@ class BPETokenizer:
             merges: Pairs of token bytes in order of merge rank.
 
         Raises:
-            ConfigError: A merge joins a token that does not exist yet, or makes one
-                that exists already, or there are too many.
+            ConfigError: A merge joins a token that does not exist yet or makes one
+                that already exists, or there are too many merges.
         """
         self._set_merges(list(merges))
 
@@ -140,10 +140,10 @@ class BPETokenizer:
         return hashlib.sha256(self._file_bytes).hexdigest()
 
     def train(self, text: str | bytes, vocab_size: int) -> None:
-        """Learn merges from a sample, replacing the present ones.
+        """Learn merges from a sample, replacing the current ones.
 
         Sets `merges` and `merge_counts`. Merges that joined nothing are dropped, so
-        `vocab_size` may end up smaller than asked; `explain_shortfall` says why.
+        `vocab_size` may end up smaller than asked for: see `explain_shortfall`.
 
         Args:
             text: The sample. Separators end documents and take no part in merges.
@@ -174,7 +174,7 @@ class BPETokenizer:
 
     def encode_counting_invalid(self, text: str | bytes) -> tuple[Ids, int]:
         """Like `encode`, and count the bytes that are not valid UTF-8."""
-        # In small pieces, gigatoken needs less than half the memory besides the ids.
+        # Small pieces more than halve gigatoken's memory, not counting the ids.
         ids, num_invalid_bytes = [np.empty(0, self.dtype)], 0
         for piece in cut_chunks(io.BytesIO(_to_bytes(text))):
             piece_ids, num_invalid = self._engine.encode(piece)
@@ -248,7 +248,7 @@ class BPETokenizer:
 
         Raises:
             InputError: The file is missing, is not a byte-level BPE tokenizer.json, or
-                asks for other ids: another split pattern, order of ids, and so on.
+                would give other ids: another split pattern, order of ids, and so on.
         """
         source = Path(path)
         if not source.is_file():
@@ -301,7 +301,7 @@ def _shorten(token_bytes: bytes) -> str:
 
 
 def _count_merges(merges: list[Merge], ids: Ids) -> npt.NDArray[np.int64]:
-    """Count how often each merge was applied while `ids` were made.
+    """Count how often each merge was applied to make `ids`.
 
     Each token longer than a byte is made by exactly one merge. So a merge was applied
     as often as its token occurs among the ids, plus as often as the merges that

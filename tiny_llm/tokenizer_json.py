@@ -1,4 +1,4 @@
-"""The tokenizer.json format of Hugging Face tokenizers: merges to bytes and back.
+"""The tokenizer.json format of Hugging Face tokenizers: write and read merges.
 
 Ids 0..255 are the bytes, 256 is the separator, and merges follow from 257 in order of
 rank.
@@ -70,7 +70,7 @@ def parse_merges(path: Path) -> list[Merge]:
 
     Raises:
         InputError: Not a byte-level BPE tokenizer.json, or its ids would differ from
-            those that BPETokenizer gives with the same merges: another split
+            those that BPETokenizer gives for the same merges: another split
             pattern, order of ids, special token, and so on.
     """
     try:
@@ -80,7 +80,7 @@ def parse_merges(path: Path) -> list[Merge]:
             for left, right in found["model"]["merges"]
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = str(error)[:200]  # A KeyError holds what was read, of any length.
+        reason = str(error)[:200]  # A KeyError quotes the file, at any length.
         raise InputError(
             f"{path} is not a byte-level BPE tokenizer.json ({type(error).__name__}: "
             f"{reason}); make one with `dvc repro bpe` or BPETokenizer.save"

@@ -45,7 +45,7 @@ __all__ = [
     "write_tokens",
 ]
 
-# A damaged file is narrowed down to blocks of this size.
+# Damage is reported by blocks of this size.
 BLOCK_BYTES = 16 << 20
 
 # How many ids are read at a time.
@@ -58,7 +58,7 @@ _VERSIONS_AND_DTYPES = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
 
 
 class _Tally:
-    """Adds up what a manifest says of the bytes of a token file."""
+    """Computes what a manifest says about the bytes of a token file."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
@@ -67,7 +67,7 @@ class _Tally:
         self._block_left = 0
 
     def update(self, ids: npt.NDArray[Any]) -> None:
-        """Take in the next ids, shape (n,), in the dtype of the file."""
+        """Add the next ids, shape (n,), in the dtype of the file."""
         self.num_tokens += len(ids)
         raw = ids.data.cast("B")
         self.sha256.update(raw)
@@ -119,7 +119,7 @@ class TokenWriter:
         self.num_documents += int(np.count_nonzero(data == self._separator_id))
 
     def manifest(self) -> Manifest:
-        """Describe what was written so far."""
+        """Describe what has been written so far."""
         return Manifest(
             format_version=FORMAT_VERSION,
             dtype=self._dtype.name,
@@ -142,7 +142,7 @@ def write_tokens(
     separator_id: int,
     tokenizer_sha256: str,
 ) -> Iterator[TokenWriter]:
-    """Write a token file and its manifest, both whole or neither.
+    """Write a token file and its manifest: both complete, or neither.
 
     The caller appends ids, sets `num_bytes`, and adds 1 to `num_documents` for a last
     document that lacks its separator. An old manifest is removed before the new token
@@ -179,15 +179,15 @@ def write_tokens(
 def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     """Map a token file into memory, read-only.
 
-    Its size must be what the manifest says; `verify` checks the bytes as well. A
-    .bin without a manifest holds uint16, unless it begins with the header of llm.c,
-    which says what it holds.
+    Its size must match the manifest; `verify` checks the bytes as well. A .bin file
+    without a manifest is read as uint16, unless it begins with an llm.c header, which
+    gives the dtype.
 
     Returns:
         Shape (N,), little-endian uint16 or uint32; pages are read when touched.
 
     Raises:
-        InputError: No such file, or it is empty, or it is of another kind.
+        InputError: The file is missing, empty, or not a token file.
         IntegrityError: The file and its manifest (or header) disagree.
     """
     if not Path(path).is_file():
@@ -216,7 +216,7 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
 
 
 def _read_header(path: str | os.PathLike[str], num_bytes: int) -> np.dtype[Any] | None:
-    """Return the dtype that an llm.c header says, or None if there is no header."""
+    """Return the dtype that an llm.c header gives, or None if there is no header."""
     header = np.fromfile(path, "<i4", _HEADER_BYTES // 4)
     if len(header) == 0 or int(header[0]) not in _VERSIONS_AND_DTYPES:
         return None
@@ -225,7 +225,7 @@ def _read_header(path: str | os.PathLike[str], num_bytes: int) -> np.dtype[Any] 
     if version != known_version:
         raise IntegrityError(
             f"{path} is a token file of llm.c ({magic}) in version {version}; only "
-            f"version {known_version} can be read, so write it anew with llm.c"
+            f"version {known_version} can be read, so write it again"
         )
     dtype = DTYPES[dtype_name]
     expected = _HEADER_BYTES + num_tokens * dtype.itemsize
@@ -242,12 +242,13 @@ def scan_documents(
 ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
     """Read a token file block by block, with the positions where documents end.
 
-    A document ends after its separator, or with the file. White space after the last
-    separator is not a document; the manifest's count tells the two apart.
+    A document ends after its separator, or at the end of the file. White space after
+    the last separator is not a document, but other text is; the manifest's count tells
+    which it is.
 
     Yields:
-        The ids of a block, shape (n,), and where documents end in it, shape (k,),
-        int64, counted from the beginning of the file.
+        The ids of a block, shape (n,), and the positions where documents end in it,
+        shape (k,), int64, counted from the beginning of the file.
 
     Raises:
         InputError: The file or its manifest is missing.
@@ -256,7 +257,7 @@ def scan_documents(
     manifest = read_manifest(path)
     num_tokens = len(open_tokens(path))
     seen = num_ended = 0
-    # Read, not mapped: pages of a map count as memory of the process.
+    # Read, not mapped: mapped pages count as memory of the process.
     with open(path, "rb") as file:
         while len(ids := np.fromfile(file, DTYPES[manifest.dtype], _BLOCK_TOKENS)):
             ends = np.flatnonzero(ids == manifest.separator_id) + (seen + 1)

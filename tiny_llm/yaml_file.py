@@ -87,9 +87,9 @@ def _load(path: str | os.PathLike[str], text: str) -> Any:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Names the place of a value that PyYAML itself would fail on in any odd way.
+    """Names the place of a value on which PyYAML would fail without saying where.
 
-    Such are 2024-13-45, an integer of 5,000 digits and `!!int x`.
+    For example 2024-13-45, an integer of 5,000 digits, and `!!int x`.
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

@@ -3,15 +3,15 @@
 reports/plots.svg shows plots of dvc.yaml side by side. The pages of `dvc plots` load
 their script from the network; this renders the same Vega-Lite specifications offline.
 
-reports/loss.svg shows the loss of examples/train.py on the built-in corpus. It is not
-a stage of the pipeline; its data comes from
+reports/loss.svg shows the loss of examples/train.py on the built-in corpus. Training is
+not a stage of the pipeline; the data comes from
 
     python examples/train.py --num-steps 1000 --out build/loss
     cp build/loss/loss.csv reports/
 
 No stage draws these pictures, so `dvc repro` can leave them out of date: `--check`
-draws them again and compares. The same data always gives the same bytes, as vl-convert
-brings its own fonts.
+draws them again and compares. The same data always gives the same bytes, because
+vl-convert bundles its own fonts.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def plots_spec() -> dict[str, Any]:
-    """Put the plots that DVC makes of dvc.yaml in one row."""
+    """Put PLOTS, as DVC renders them, in one row."""
     command = [sys.executable, "-m", "dvc", "plots", "show", "--json", *PLOTS]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     plots = json.loads(output)["data"]

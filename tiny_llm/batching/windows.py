@@ -64,12 +64,13 @@ class MappedFile:
 
     def __init__(self, ids: Ids) -> None:
         self._mapping: mmap.mmap | None = None
+        self._name, self._skip, self._num_bytes = "data", 0, 0
         array, base = ids, ids.base
         while isinstance(base, np.ndarray):  # The array is a slice of this one.
             array, base = base, base.base
         if isinstance(base, mmap.mmap):
             self._mapping = base
-            self._name = getattr(array, "filename", None) or "data"
+            self._name = str(getattr(array, "filename", None) or "data")
             offset: int = getattr(array, "offset", 0)
             self._skip = offset % mmap.ALLOCATIONGRANULARITY
             self._num_bytes = offset - self._skip + len(base)

@@ -21,7 +21,7 @@ class Shape(NamedTuple):
 
     percent: int  # of all stories
     num_plots: int
-    percent_optional: int  # of the optional beats, those that are told
+    percent_optional: int  # of the optional beats that are told
     is_brief: bool = False  # a short plot after a short first sentence
     has_end: bool = True  # False: leave out the ending of the plot
 

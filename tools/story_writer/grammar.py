@@ -1,6 +1,6 @@
 """Grammar: the English inflections that the slots of a story need.
 
-Plurals, verb forms, pronouns, and the finishing of a paragraph (a or an, capitals).
+Plurals, verb forms, pronouns, and the last touches to a paragraph (a or an, capitals).
 Irregular words are in the tables at the top.
 """
 
@@ -163,13 +163,14 @@ INFLECTIONS: dict[str, Callable[[str], str]] = {
 _ARTICLE = re.compile(r'\b([Aa]) (?="?([A-Za-z]+))')
 _SOUNDS_LIKE_CONSONANT = re.compile(r"(one|once|uni|use|usu|eu|uk)", re.IGNORECASE)
 _SOUNDS_LIKE_VOWEL = re.compile(r"(hour|honest|heir)", re.IGNORECASE)
-# A sentence begins at the start, after . ! ?, after ." (a tag would follow ,") and at
-# an opening quote. After !" and ?" a tag may follow, so there the template decides.
+# A sentence begins at the start, after . ! ?, after ." and at an opening quote. A tag
+# ("he said") follows ," but never ."; it may follow !" or ?", so there the template
+# decides.
 _BEGINNING = re.compile(r'(^"?|[.!?] "?|\." "?|(?<= )")([a-z])')
 
 
 def needs_an(word: str) -> bool:
-    """Tell whether the word takes "an": it begins with a vowel sound."""
+    """Whether a word takes "an", because it begins with a vowel sound."""
     if _SOUNDS_LIKE_VOWEL.match(word):
         return True
     return word[0].lower() in "aeiou" and not _SOUNDS_LIKE_CONSONANT.match(word)

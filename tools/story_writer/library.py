@@ -11,9 +11,9 @@ A file holds tables and plots. Lines that begin with # are comments.
 
     plot a lost thing                a plot: its cast, then its beats
     h: child, beast                  who can be the hero
-    m: parent                        m is the same row of a table all story long
-    thing = name ; place             a table of this plot alone; one of its rows
-        ball ; under a bush          is `thing` all story long
+    m: parent                        m is the same row of a table throughout
+    thing = name ; place             a table for this plot only; one of its rows
+        ball ; under a bush          is `thing` throughout the story
         hat ; in a tree
     - {h} looked for {his} {thing}.  a beat: one of these lines is told
     - "Where is my {thing}?" [asked|cried] {h}.
@@ -58,7 +58,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Beat:
-    """One step of a plot, told in any of several ways."""
+    """One step of a plot, told in one of several ways."""
 
     lines: tuple[str, ...]
     optional: bool
@@ -67,7 +67,7 @@ class Beat:
 
 @dataclass
 class Plot:
-    """A cast and the beats of what happens to it."""
+    """A cast, and what happens to it, in beats."""
 
     title: str
     heroes: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Teller: fills the slots of one story and lays out its paragraphs.
 
 It remembers who is in the story (the cast) and which rows were already drawn, so that
-names stay the same and no list repeats itself.
+names stay the same and no row is repeated while others are left.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Teller:
             plots: Told in this order.
             hero: "child" or "beast".
             percent_optional: Percentage of optional beats that are told.
-            intro: First sentences come from the table called `intro` and `hero`.
+            intro: The first sentences come from the table "{intro} {hero}".
             has_end: Whether to tell the end of the last plot.
         """
         self._drawn.clear()
