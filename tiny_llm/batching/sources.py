@@ -137,7 +137,9 @@ class IdArray(Source):
 
     def read_windows(self, starts: Ints, seq_len: int) -> Ids:
         rows = [self.read(start, start + seq_len + 1) for start in starts.tolist()]
-        return np.stack(rows)
+        windows = np.stack(rows)
+        self.check_ids(windows)
+        return windows
 
     def check_ids(self, ids: Ids) -> None:
         """Raise an IntegrityError if an id is not below `id_limit`."""
