@@ -73,7 +73,7 @@ clean:  ## Delete everything built and installed, except DVC's cache
 INSTALL = python -m pip install --quiet --constraint requirements.lock --editable
 
 .venv/repro.done: pyproject.toml requirements.lock
-	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit( \
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit( \
 		"tiny_llm needs Python 3.10 or newer: make PYTHON=python3.12 repro")'
 	@echo 'Installing into .venv takes some minutes and 1.4 GB or more'
 	$(PYTHON) -m venv .venv
