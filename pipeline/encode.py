@@ -1,6 +1,7 @@
 """Stages encode-train and encode-valid: turn a split's text into token ids, once.
 
-Writes build/tokens/SPLIT.bin with its manifest SPLIT.json, metrics, and plot data.
+Writes build/tokens/SPLIT.bin with its manifest SPLIT.json and its index
+SPLIT.documents, metrics, and plot data.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pipeline.stage import (
     write_rank_plot,
 )
 from tiny_llm.atomic import write_json
-from tiny_llm.encoding import encode_file
+from tiny_llm.encoding import Encoded, encode_and_measure
 from tiny_llm.layout import (
     CORPUS_DIR,
     REPORTS_DIR,
@@ -22,10 +23,7 @@ from tiny_llm.layout import (
     TOKENIZER_PATH,
     TOKENS_DIR,
 )
-from tiny_llm.stats import measure_tokens
-from tiny_llm.textscan import TextScan
 from tiny_llm.tokenize import BPETokenizer
-from tiny_llm.tokens import Manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,15 +37,13 @@ def run(split: str) -> str:
     target = TOKENS_DIR / f"{split}.bin"
     tokenizer = BPETokenizer.load(TOKENIZER_PATH)
     num_bytes = source.stat().st_size if source.is_file() else 0
-    scan = TextScan()
     with (
         show_warnings("python -m pipeline encode"),
         progress_bar(f"encode {split}", num_bytes) as bar,
     ):
-        manifest = encode_file(
-            tokenizer, source, target, on_progress=bar.update, scan=scan
-        )
-    _report(split, manifest, scan.num_invalid_bytes)
+        encoded = encode_and_measure(tokenizer, source, target, on_progress=bar.update)
+    _report(split, encoded)
+    manifest = encoded.manifest
     return (
         f"wrote {target}: {manifest.num_documents:,} documents, "
         f"{manifest.num_tokens:,} ids ({manifest.dtype}), "
@@ -55,14 +51,14 @@ def run(split: str) -> str:
     )
 
 
-def _report(split: str, manifest: Manifest, num_invalid_bytes: int) -> None:
-    stats = measure_tokens(TOKENS_DIR / f"{split}.bin")
+def _report(split: str, encoded: Encoded) -> None:
+    manifest, stats = encoded.manifest, encoded.stats
     write_json(
         REPORTS_DIR / f"encode-{split}.json",
         {
             "num_tokens": manifest.num_tokens,
             "num_documents": manifest.num_documents,
-            "num_invalid_bytes": num_invalid_bytes,
+            "num_invalid_bytes": encoded.text.num_invalid_bytes,
             "bytes_per_token": round(manifest.num_bytes / manifest.num_tokens, 4),
             "tokens_per_document": {
                 "mean": round(stats.mean_length, 2),

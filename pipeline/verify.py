@@ -1,14 +1,14 @@
 """Check every byte of the pipeline's token files against their manifests.
 
 Not a stage of dvc.yaml: run it when you suspect a disk or a copy. It names damaged
-blocks and exits with status 4.
+ranges and exits with status 4.
 """
 
 from __future__ import annotations
 
 from tiny_llm.layout import SPLITS, TOKENIZER_PATH, TOKENS_DIR
 from tiny_llm.tokenize import BPETokenizer
-from tiny_llm.tokens import verify
+from tiny_llm.verify import verify
 
 
 def run() -> str:

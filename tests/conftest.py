@@ -54,7 +54,7 @@ def save_tokens(path, ids, vocab_size=300, tokenizer_sha256=""):
     ) as writer:
         writer.append(ids)
         # A last document without a separator counts too.
-        writer.num_documents += int(len(ids) > 0 and ids[-1] != 256)
+        writer.rest_is_document = len(ids) > 0 and ids[-1] != 256
     return path
 
 

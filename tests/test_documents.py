@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.conftest import save_tokens
 from tiny_llm.batching import document_ids, get_batch, load_token_array
 from tiny_llm.encoding import encode_file
+from tiny_llm.errors import IntegrityError
 from tiny_llm.tokenize import BPETokenizer
 
 SEP = 256
@@ -55,10 +56,6 @@ def test_a_newline_after_the_last_separator_starts_no_document(tmp_path):
     starts = load_token_array(path).document_starts()
     assert starts.tolist() == [0, 10]
     assert manifest.num_documents == 2
-    # So the index is recognized, and not rewritten each time.
-    before = (tmp_path / "x.documents").stat()
-    load_token_array(path).document_starts()
-    assert (tmp_path / "x.documents").stat() == before
 
 
 def test_an_index_cut_short_while_open_is_refused(tmp_path):
@@ -69,41 +66,33 @@ def test_an_index_cut_short_while_open_is_refused(tmp_path):
         get_batch(data, 1, 1, align="document")
 
 
-def test_the_index_is_built_once_and_kept_beside_the_tokens(tmp_path):
+def test_the_index_is_written_with_the_ids(tmp_path):
     path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
-    index = tmp_path / "x.documents"
-    assert load_token_array(path).document_starts().tolist() == [0, 2]
-    raw = index.read_bytes()
+    raw = (tmp_path / "x.documents").read_bytes()
     assert raw[:32].hex() == load_token_array(path).manifest.sha256
     assert np.frombuffer(raw[32:], "<i8").tolist() == [0, 2]
-    os.utime(index, (1, 1))
-    assert load_token_array(path).document_starts().tolist() == [0, 2]
-    assert index.stat().st_mtime == 1
 
 
-@pytest.mark.parametrize("spoil", ["other tokens", "cut short", "empty"])
-def test_an_index_of_other_tokens_is_rebuilt(tmp_path, spoil):
+@pytest.mark.parametrize("spoil", ["other tokens", "cut short", "empty", "beyond"])
+def test_an_index_that_is_visibly_wrong_is_refused(tmp_path, spoil):
     path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
     index = tmp_path / "x.documents"
-    load_token_array(path).document_starts()
-    if spoil == "other tokens":
-        save_tokens(path, [1, 2, SEP, 3, SEP])
-    else:
-        index.write_bytes(index.read_bytes()[: 20 if spoil == "cut short" else 0])
-    expected = [0, 3] if spoil == "other tokens" else [0, 2]
-    assert load_token_array(path).document_starts().tolist() == expected
-    assert len(index.read_bytes()) == 32 + 16
+    whole = index.read_bytes()
+    wrong = {
+        "other tokens": b"?" + whole[1:],
+        "cut short": whole[:20],
+        "empty": b"",
+        "beyond": whole[:-8] + (5).to_bytes(8, "little"),
+    }
+    index.write_bytes(wrong[spoil])
+    with pytest.raises(IntegrityError, match=r"x\.documents is not the index of"):
+        load_token_array(path).document_starts()
 
 
-def test_a_folder_that_cannot_be_written_keeps_the_index_in_memory(
-    tmp_path, monkeypatch
-):
+def test_without_an_index_the_ids_are_read(tmp_path):
     path = save_tokens(tmp_path / "x.bin", [1, SEP, 2, 3, SEP])
-    # Permissions would not stop root.
-    nowhere = tmp_path / "missing" / "x.tmp"
-    monkeypatch.setattr("tiny_llm.atomic.part_path", lambda target: nowhere)
+    (tmp_path / "x.documents").unlink()
     assert load_token_array(path).document_starts().tolist() == [0, 2]
-    assert not (tmp_path / "x.documents").exists()
 
 
 def test_alignment_without_a_manifest_is_refused():

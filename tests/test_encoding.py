@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import re
@@ -6,15 +7,14 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from tests.conftest import PRINT_PEAK_KIB, SEP, STORIES, needs_proc, wide_merges
-from tiny_llm.encoding import encode_file
+from tiny_llm.encoding import encode_and_measure, encode_file
 from tiny_llm.errors import ConfigError, InputError, ResourceError
-from tiny_llm.textscan import TextScan
 from tiny_llm.tokenize import BPETokenizer
-from tiny_llm.tokens import open_tokens, verify
+from tiny_llm.tokens import documents_path, manifest_path, open_tokens
+from tiny_llm.verify import verify
 
 
 @pytest.fixture
@@ -56,25 +56,33 @@ def test_any_bytes_come_back_unchanged(tokenizer, tmp_path, content):
 
 
 @pytest.mark.filterwarnings("ignore:.*(NUL bytes|invalid UTF-8):UserWarning")
-def test_random_bytes_come_back_unchanged_for_any_chunk_size(tokenizer, tmp_path):
+def test_random_bytes_come_back_unchanged_for_any_range_size(tokenizer, tmp_path):
     dice = random.Random(0)
     for _ in range(100):
         parts = [dice.randbytes(dice.randrange(40)), SEP, b" \n", b"the cat"]
         content = b"x" + b"".join(dice.choices(parts, k=dice.randrange(20)))
-        encode(tokenizer, tmp_path, content, chunk_bytes=dice.randrange(1, 100))
+        encode(tokenizer, tmp_path, content, range_bytes=dice.randrange(1, 100))
         assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")) == content
 
 
-@pytest.mark.parametrize("num_threads", [1, 2, 7])
-@pytest.mark.parametrize("chunk_bytes", [1, 13, 100, 1 << 20])
-def test_token_file_is_equal_for_any_chunk_size_and_number_of_threads(
-    tokenizer, tmp_path, text, chunk_bytes, num_threads
+def read_files(path):
+    """Read what must not depend on the ranges."""
+    manifest = json.loads(manifest_path(path).read_bytes())
+    for name in ("sha256", "manifest_sha256", "range_tokens", "range_sha256"):
+        del manifest[name]
+    return path.read_bytes(), documents_path(path).read_bytes()[32:], manifest
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 7])
+@pytest.mark.parametrize("range_bytes", [1, 13, 100, 1 << 20])
+def test_token_file_is_equal_for_any_range_size_and_number_of_workers(
+    tokenizer, tmp_path, text, range_bytes, num_workers
 ):
-    expected = encode(tokenizer, tmp_path, text)
-    found = encode(
-        tokenizer, tmp_path, text, chunk_bytes=chunk_bytes, num_threads=num_threads
-    )
-    assert found == expected
+    encode(tokenizer, tmp_path, text)
+    expected = read_files(tmp_path / "out.bin")
+    encode(tokenizer, tmp_path, text, range_bytes=range_bytes, num_workers=num_workers)
+    assert read_files(tmp_path / "out.bin") == expected
+    verify(tmp_path / "out.bin")
 
 
 @pytest.mark.parametrize(
@@ -88,11 +96,11 @@ def test_token_file_is_equal_for_any_chunk_size_and_number_of_threads(
         (b"a" + SEP + b" " + SEP + b" ", 2),
     ],
 )
-@pytest.mark.parametrize("chunk_bytes", [1, 14, 1 << 20])
+@pytest.mark.parametrize("range_bytes", [1, 14, 1 << 20])
 def test_blank_documents_count_but_white_space_at_the_end_does_not(
-    tokenizer, tmp_path, content, num_documents, chunk_bytes
+    tokenizer, tmp_path, content, num_documents, range_bytes
 ):
-    manifest = encode(tokenizer, tmp_path, content, chunk_bytes=chunk_bytes)
+    manifest = encode(tokenizer, tmp_path, content, range_bytes=range_bytes)
     assert manifest.num_documents == num_documents
 
 
@@ -111,7 +119,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tokenizer, tmp_path, te
             file.write(b"more")
 
     with pytest.raises(InputError, match="changed while it was read"):
-        encode(tokenizer, tmp_path, text, chunk_bytes=20, on_progress=grow)
+        encode(tokenizer, tmp_path, text, range_bytes=20, on_progress=grow)
     assert os.listdir(tmp_path) == ["in.txt"]
 
 
@@ -123,7 +131,7 @@ def test_a_missing_source_is_named_and_the_old_pair_kept(tokenizer, tmp_path, te
 
 
 @pytest.mark.parametrize("link", [None, os.symlink, os.link])
-@pytest.mark.parametrize("name", ["text.bin", "text.json"])
+@pytest.mark.parametrize("name", ["text.bin", "text.json", "text.documents"])
 def test_the_source_is_never_overwritten(tokenizer, tmp_path, text, name, link):
     """Neither by the token file nor by its manifest, nor through another name."""
     source = tmp_path / ("source.txt" if link else name)
@@ -137,7 +145,7 @@ def test_the_source_is_never_overwritten(tokenizer, tmp_path, text, name, link):
     assert sorted(os.listdir(tmp_path)) == before
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 13, 100, 1 << 20])
+@pytest.mark.parametrize("range_bytes", [1, 13, 100, 1 << 20])
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -145,18 +153,21 @@ def test_the_source_is_never_overwritten(tokenizer, tmp_path, text, name, link):
         (b"\0", "contains NUL bytes (count: 1, first offset: 0)"),
         (b"caf\xe9 au lait\xff", "contains invalid UTF-8 (bytes: 2, first offset: 3)"),
         (b"\xff", "contains invalid UTF-8 (bytes: 1, first offset: 0)"),
-        (b'{"a": 1}', "is all JSON objects (lines: 1, first offset: 0)"),
+        (
+            b'{"a": 1}',
+            "nothing but JSON objects (lines: 1, first offset: 0)",
+        ),
         (
             b'\n {"text": "the cat sat"}\r\n\n{"text": "\xc3\xa9", "b": {}} \n',
-            "is all JSON objects (lines: 2, first offset: 2)",
+            "begins with nothing but JSON objects (lines: 2, first offset: 2)",
         ),
     ],
 )
 def test_a_text_that_may_be_the_wrong_one_is_encoded_with_a_warning(
-    tokenizer, tmp_path, content, words, chunk_bytes
+    tokenizer, tmp_path, content, words, range_bytes
 ):
     with pytest.warns(UserWarning, match=re.escape(words)) as caught:
-        encode(tokenizer, tmp_path, content, chunk_bytes=chunk_bytes)
+        encode(tokenizer, tmp_path, content, range_bytes=range_bytes)
     [message] = [str(warning.message) for warning in caught]
     assert message.startswith(f"{tmp_path / 'in.txt'} ")
     assert "\n" not in message
@@ -174,7 +185,7 @@ def test_a_long_text_without_separators_is_encoded_with_a_warning(
     encode(tokenizer, tmp_path, b"word " * 200 + SEP + b"x")
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 20])
+@pytest.mark.parametrize("range_bytes", [1, 7, 1 << 20])
 @pytest.mark.parametrize(
     "content",
     [
@@ -189,9 +200,9 @@ def test_a_long_text_without_separators_is_encoded_with_a_warning(
     ],
 )
 def test_text_with_braces_is_not_taken_for_json_lines(
-    tokenizer, tmp_path, content, chunk_bytes
+    tokenizer, tmp_path, content, range_bytes
 ):
-    encode(tokenizer, tmp_path, content, chunk_bytes=chunk_bytes)  # Without a warning.
+    encode(tokenizer, tmp_path, content, range_bytes=range_bytes)  # Without a warning.
 
 
 def test_a_warning_turned_into_an_error_keeps_the_old_pair(tokenizer, tmp_path, text):
@@ -202,21 +213,16 @@ def test_a_warning_turned_into_an_error_keeps_the_old_pair(tokenizer, tmp_path, 
 
 
 @pytest.mark.filterwarnings("ignore:.*invalid UTF-8:UserWarning")
-@pytest.mark.parametrize("num_threads", [1, 3])
-def test_a_scan_tells_what_the_manifest_does_not(tokenizer, tmp_path, num_threads):
+def test_invalid_bytes_are_counted_across_ranges(tokenizer, tmp_path, monkeypatch):
     dice = random.Random(0)
     for _ in range(50):
         parts = [dice.randbytes(dice.randrange(9)), SEP, b" \n", "\u00e9".encode()]
         content = b"x" + b"".join(dice.choices(parts, k=20)).replace(b"\0", b"")
-        scan = TextScan()
-        encode(
-            tokenizer,
-            tmp_path,
-            content,
-            chunk_bytes=dice.randrange(1, 100),
-            num_threads=num_threads,
-            scan=scan,
-        )
+        (tmp_path / "in.txt").write_bytes(content)
+        monkeypatch.setattr("tiny_llm.encoding.RANGE_BYTES", dice.randrange(50, 100))
+        scan = encode_and_measure(
+            tokenizer, tmp_path / "in.txt", tmp_path / "out.bin"
+        ).text
         decoded = content.decode("utf-8", "surrogateescape")
         invalid = [c for c in decoded if "\udc80" <= c <= "\udcff"]
         assert scan.num_invalid_bytes == len(invalid)
@@ -224,7 +230,7 @@ def test_a_scan_tells_what_the_manifest_does_not(tokenizer, tmp_path, num_thread
         assert scan.num_nul_bytes == 0
 
 
-@pytest.mark.parametrize("name", ["chunk_bytes", "num_threads"])
+@pytest.mark.parametrize("name", ["range_bytes", "num_workers"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_below_one_are_refused(tokenizer, tmp_path, text, name, value):
     with pytest.raises(ConfigError, match=f"{name} is {value}; give an integer >= 1"):
@@ -233,7 +239,7 @@ def test_numbers_below_one_are_refused(tokenizer, tmp_path, text, name, value):
 
 def test_progress_adds_up_to_the_file_size(tokenizer, tmp_path, text):
     seen = []
-    encode(tokenizer, tmp_path, text, chunk_bytes=10, on_progress=seen.append)
+    encode(tokenizer, tmp_path, text, range_bytes=10, on_progress=seen.append)
     assert sum(seen) == len(text)
 
 
@@ -255,7 +261,13 @@ def test_a_full_disk_keeps_the_old_pair(tokenizer, tmp_path, text, monkeypatch):
     with pytest.raises(ResourceError, match=r"out\.bin: No space left"):
         encode(tokenizer, tmp_path, text * 1000)
     assert verify(tmp_path / "out.bin").num_bytes == len(text)
-    assert sorted(os.listdir(tmp_path)) == ["in.txt", "out.bin", "out.json"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "in.txt",
+        "out.bin",
+        "out.documents",
+        "out.json",
+        "out.parts",  # For a rerun when there is room.
+    ]
 
 
 def test_a_killed_run_leaves_the_old_pair_or_the_new(tokenizer, tmp_path, text):
@@ -281,10 +293,8 @@ def test_a_killed_run_leaves_the_old_pair_or_the_new(tokenizer, tmp_path, text):
         time.sleep(dice.random() / 5)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if (tmp_path / "out.json").exists():
+        if target.exists():
             assert verify(target).num_bytes == source.stat().st_size
-        elif target.exists():  # Killed between the two renames, with complete ids.
-            assert tokenizer.decode_bytes(np.fromfile(target, "<u2")) == text * 2000
     encode_file(tokenizer, source, target)
     assert not list(tmp_path.glob("*.tmp"))  # What the killed runs left behind is gone.
 
@@ -295,10 +305,9 @@ def test_peak_memory_does_not_grow_with_the_file(tokenizer, tmp_path, text):
     code = (
         "import sys\n"
         "from tiny_llm.encoding import encode_file\n"
-        "from tiny_llm.stats import measure_tokens\n"
         "from tiny_llm.tokenize import BPETokenizer\n"
         "encode_file(BPETokenizer.load(sys.argv[1]), sys.argv[2], sys.argv[2] + '.bin')"
-        "\nmeasure_tokens(sys.argv[2] + '.bin')" + PRINT_PEAK_KIB
+        + PRINT_PEAK_KIB
     )
     peaks = []
     for times in (10_000, 300_000):

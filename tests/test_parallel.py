@@ -1,53 +1,138 @@
-import threading
+"""Jobs in worker processes."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from tiny_llm.parallel import count_threads, map_in_order
+from tests.conftest import ROOT
+from tiny_llm.errors import ConfigError, InputError, ResourceError
+from tiny_llm.parallel import Job, count_workers, map_jobs
 
 
-@pytest.mark.parametrize("num_threads", [1, 2, 5, None])
-def test_results_come_in_the_order_of_the_items(num_threads):
-    gate = threading.Event()
-
-    def work(item):
-        if item == 0 and num_threads != 1 and count_threads() > 1:
-            gate.wait(5)  # The first item is finished last.
-        gate.set()
-        return item * item
-
-    results = map_in_order(work, range(50), num_threads)
-    assert list(results) == [item * item for item in range(50)]
+def double(number):
+    os.write(1, b"on stdout, which belongs to the answers\n")
+    return {"twice": 2 * number, "process": os.getpid()}
 
 
-def test_items_are_taken_only_a_few_ahead():
-    taken = []
-
-    def items():
-        for item in range(1000):
-            taken.append(item)
-            yield item
-
-    results = map_in_order(lambda item: item, items(), 2)
-    assert next(results) == 0
-    assert len(taken) <= 4
-    results.close()
+def refuse(number):
+    if number == 3:
+        raise InputError(f"number {number} is odd; give an even one")
+    return number
 
 
-def test_a_failure_is_raised_in_place_of_its_result():
-    results = map_in_order(lambda item: 1 // item, [2, 1, 0, 1], 2)
-    assert next(results) == 0
-    assert next(results) == 1
-    with pytest.raises(ZeroDivisionError):
-        next(results)
+def stumble(number):
+    return 1 // (3 - number)
 
 
-def test_a_failure_of_the_items_is_raised_and_no_thread_is_left():
-    before = threading.active_count()
+def die(number, how):
+    if number == 3:
+        os.kill(os.getpid(), how)
+    return number
 
-    def items():
-        yield 1
-        raise KeyError("two")
 
-    with pytest.raises(KeyError, match="two"):
-        list(map_in_order(lambda item: item, items(), 2))
-    assert threading.active_count() == before
+def wait(number):
+    time.sleep(60 if number else 0)
+    return number
+
+
+def jobs(count, **arguments):
+    return [Job(f"job {n}", {"number": n, **arguments}) for n in range(count)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 5, None])
+def test_results_come_in_the_order_of_the_jobs(num_workers):
+    results = list(map_jobs(double, jobs(50), num_workers))
+    assert [result["twice"] for result in results] == list(range(0, 100, 2))
+    processes = {result["process"] for result in results}
+    assert os.getpid() not in processes
+    assert len(processes) <= (num_workers or count_workers())
+
+
+def test_few_jobs_run_in_this_process():
+    assert next(map_jobs(double, jobs(1)))["process"] == os.getpid()
+
+
+def test_an_error_of_ours_is_raised_as_it_was():
+    with pytest.raises(InputError, match="number 3 is odd; give an even one"):
+        list(map_jobs(refuse, jobs(9), 2))
+
+
+def test_a_programming_error_comes_with_its_traceback():
+    with pytest.raises(RuntimeError, match=r"(?s)in stumble.*ZeroDivisionError"):
+        list(map_jobs(stumble, jobs(9), 2))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGABRT])
+def test_a_worker_that_dies_is_an_error_that_names_its_job(how):
+    message = f"process on job 3 was killed by {how.name}, probably because memory"
+    with pytest.raises(ResourceError, match=message):
+        list(map_jobs(die, jobs(9, how=how), 2))
+
+
+def test_closing_ends_workers_that_are_busy():
+    with contextlib.closing(map_jobs(wait, jobs(9), 3)) as results:
+        assert next(results) == 0
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 30  # Each job takes 60 s.
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="reads /proc")
+def test_workers_end_with_a_parent_that_is_killed():
+    code = (
+        "import sys\n"
+        "from tests.test_parallel import double, jobs\n"
+        "from tiny_llm.parallel import map_jobs\n"
+        "results = map_jobs(double, jobs(9999), 2)\n"
+        "print(*{next(results)['process'] for _ in range(50)}, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    workers = list(map(int, parent.stdout.readline().split()))
+    assert workers
+    parent.kill()
+    parent.communicate()
+    while any(map(_is_alive, workers)):
+        time.sleep(0.01)
+
+
+def _is_alive(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().split(") ")[1][0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_a_wrong_number_of_workers_is_refused(monkeypatch, value):
+    monkeypatch.setenv("TINY_LLM_WORKERS", value)
+    with pytest.raises(ConfigError, match=f"TINY_LLM_WORKERS is .?{value}.?; give"):
+        list(map_jobs(double, jobs(3)))
+
+
+def test_workers_are_as_many_as_asked_for_or_as_there_are_cores(monkeypatch):
+    monkeypatch.setenv("TINY_LLM_WORKERS", "7")
+    assert count_workers() == 7
+    monkeypatch.delenv("TINY_LLM_WORKERS")
+    assert 1 <= count_workers() <= os.cpu_count()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_cores_outside_the_affinity_do_not_count(monkeypatch):
+    monkeypatch.delenv("TINY_LLM_WORKERS", raising=False)
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert count_workers() == 1
+    finally:
+        os.sched_setaffinity(0, before)

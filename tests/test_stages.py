@@ -29,8 +29,10 @@ def test_a_stage_says_in_one_line_what_it_wrote(workspace):
         "build/tokenizer.json",
         "build/tokenizer_config.json",
         "build/tokens/train.bin",
+        "build/tokens/train.documents",
         "build/tokens/train.json",
         "build/tokens/valid.bin",
+        "build/tokens/valid.documents",
         "build/tokens/valid.json",
         "reports/bpe.json",
         "reports/document_lengths-train.csv",
@@ -232,7 +234,7 @@ def test_verify_names_what_is_damaged(workspace):
     path = workspace.path / "build" / "tokens" / "valid.bin"
     whole = path.read_bytes()
     path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-    expect(workspace.stage("verify"), 4, "valid.bin", "block 0")
+    expect(workspace.stage("verify"), 4, "valid.bin", "range 0")
     path.write_bytes(whole[:-2])
     expect(workspace.stage("verify"), 4, "valid.bin", "its manifest says")
     path.unlink()

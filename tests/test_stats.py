@@ -5,34 +5,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiny_llm import tokens
-from tiny_llm.stats import TokenStats, measure_tokens
-from tiny_llm.tokens import write_tokens
+from tiny_llm.stats import TokenCounter, TokenStats
 
 
-def measure(tmp_path, ids, extra_documents=0):
-    with write_tokens(
-        tmp_path / "x.bin", vocab_size=300, separator_id=256, tokenizer_sha256=""
-    ) as writer:
-        writer.append(np.array(ids, dtype=np.uint16))
-        writer.num_documents += extra_documents
-    return measure_tokens(tmp_path / "x.bin")
+def measure(ids, rest_is_document=False, range_tokens=1000) -> TokenStats:
+    counter = TokenCounter(300)
+    for begin in range(0, len(ids), range_tokens):
+        part = np.array(ids[begin : begin + range_tokens])
+        counts = np.bincount(part, minlength=300)
+        counter.add(len(part), np.flatnonzero(part == 256) + 1, counts)
+    return counter.finish(rest_is_document=rest_is_document)
 
 
 def count(lengths) -> TokenStats:
     return TokenStats(np.ones(1), dict(Counter(map(int, lengths))))
 
 
-@pytest.mark.parametrize("block_tokens", [1, 2, 3, 1000])
-def test_each_separator_ends_a_document(tmp_path, monkeypatch, block_tokens):
-    monkeypatch.setattr(tokens, "_BLOCK_TOKENS", block_tokens)
+@pytest.mark.parametrize("range_tokens", [1, 2, 3, 1000])
+def test_each_separator_ends_a_document(range_tokens):
     ids = [1, 2, 256, 256, 7, 256, 9]
-    assert measure(tmp_path, ids).document_lengths == {3: 1, 1: 1, 2: 1}
-    assert measure(tmp_path, ids, 1).document_lengths == {3: 1, 1: 2, 2: 1}
+    found = measure(ids, range_tokens=range_tokens)
+    assert found.document_lengths == {3: 1, 1: 1, 2: 1}
+    found = measure(ids, rest_is_document=True, range_tokens=range_tokens)
+    assert found.document_lengths == {3: 1, 1: 2, 2: 1}
 
 
-def test_id_counts_and_share_of_the_vocab(tmp_path):
-    found = measure(tmp_path, [1, 1, 2, 256])
+def test_id_counts_and_share_of_the_vocab():
+    found = measure([1, 1, 2, 256])
     assert found.id_counts[[1, 2, 256]].tolist() == [2, 1, 1]
     assert found.vocab_used == 3 / 300
     assert found.counts_by_rank() == [2, 1, 1]

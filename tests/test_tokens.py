@@ -1,18 +1,24 @@
+import contextlib
+import hashlib
 import json
 import random
+import zlib
 
 import numpy as np
 import pytest
 
-from tiny_llm import tokens
+from tiny_llm.atomic import to_json
 from tiny_llm.errors import ConfigError, InputError, IntegrityError
+from tiny_llm.manifest import digest_of_ranges
 from tiny_llm.tokens import (
+    documents_path,
     manifest_path,
+    open_documents,
     open_tokens,
     read_manifest,
-    verify,
     write_tokens,
 )
+from tiny_llm.verify import verify
 
 
 def write(path, ids, vocab_size=300):
@@ -22,11 +28,19 @@ def write(path, ids, vocab_size=300):
     ) as writer:
         for part in np.array_split(np.array(ids, dtype=dtype), 3):
             writer.append(part)
+        writer.rest_is_document = len(ids) > 0 and ids[-1] != 256
 
 
 def edit_manifest(path, **values):
+    """Change values of a manifest, and its digests too, as only an attacker would."""
     target = manifest_path(path)
-    target.write_text(json.dumps({**json.loads(target.read_text()), **values}))
+    changed = {**json.loads(target.read_text()), **values}
+    del changed["manifest_sha256"]
+    if "sha256" not in values:
+        with contextlib.suppress(TypeError, ValueError):
+            changed["sha256"] = digest_of_ranges(changed["range_sha256"])
+    digest = hashlib.sha256(to_json(changed)).hexdigest()
+    target.write_bytes(to_json({**changed, "manifest_sha256": digest}))
 
 
 @pytest.mark.parametrize(("vocab_size", "width"), [(300, 2), (65_536, 2), (65_537, 4)])
@@ -48,7 +62,7 @@ def test_ids_are_little_endian_and_as_wide_as_the_vocab_needs(
 def test_the_manifest_says_what_the_file_holds(tmp_path):
     write(tmp_path / "train.bin", [5, 256, 7, 256, 9])
     manifest = read_manifest(tmp_path / "train.bin")
-    assert (manifest.num_tokens, manifest.num_documents) == (5, 2)
+    assert (manifest.num_tokens, manifest.num_documents) == (5, 3)
     assert (manifest.dtype, manifest.vocab_size) == ("uint16", 300)
     assert verify(tmp_path / "train.bin", "t" * 64) == manifest
 
@@ -64,10 +78,8 @@ def test_a_failed_write_keeps_the_old_pair(tmp_path):
     ):
         raise RuntimeError
     assert verify(path).num_tokens == 3
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "train.bin",
-        "train.json",
-    ]
+    names = ["train.bin", "train.documents", "train.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
 
 
 def test_ids_too_wide_for_the_file_are_refused(tmp_path):
@@ -91,10 +103,9 @@ def test_a_truncated_file_is_refused_on_load(tmp_path, keep):
             check(path)
 
 
-def test_every_flipped_bit_is_found_and_its_block_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "BLOCK_BYTES", 64)
+def test_every_flipped_bit_is_found_and_its_range_named(tmp_path):
     path = tmp_path / "train.bin"
-    write(path, list(range(200)))
+    write(path, list(range(201)))
     whole = path.read_bytes()
     dice = random.Random(0)
     for _ in range(200):
@@ -102,7 +113,7 @@ def test_every_flipped_bit_is_found_and_its_block_named(tmp_path, monkeypatch):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << dice.randrange(8)
         path.write_bytes(damaged)
-        with pytest.raises(IntegrityError, match=rf"block {place // 64} \(bytes"):
+        with pytest.raises(IntegrityError, match=rf"range {place // 134} \(bytes"):
             verify(path)
 
 
@@ -116,7 +127,7 @@ def test_the_manifest_decides_the_dtype(tmp_path):
     path = tmp_path / "train.bin"
     write(path, [1, 70_000], vocab_size=80_000)
     assert open_tokens(path).tolist() == [1, 70_000]
-    edit_manifest(path, dtype="uint16", num_tokens=4)
+    edit_manifest(path, dtype="uint16", num_tokens=4, range_tokens=[4, 0, 0])
     with pytest.raises(IntegrityError, match=r"dtype is 'uint16', but a vocab_size"):
         open_tokens(path)
 
@@ -127,7 +138,7 @@ DIGITS = "9" * 5000
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"[]", b"{}", b"nonsense", b'{"format_version": 1}', b"\x00", b"null"),
+        *(b"", b"[]", b"{}", b"nonsense", b'{"format_version": 2}', b"\x00", b"null"),
         *(b"[" * 3000, b'{"a":' * 3000, b"[" * 3000 + b"]" * 3000),
         *(b"\xff\xfe\xfd", b'{"\xff": 1}', b"NaN", DIGITS.encode()),
         b'{"format_version": 1, "a\\nb": 2}',
@@ -159,10 +170,11 @@ def test_a_file_that_is_not_a_manifest_is_refused_in_one_line(tmp_path, content)
         *(("separator_id", value) for value in ("-1", "300", '"256"')),
         *(("sha256", value) for value in ("null", '""', '"g"', f'"{DIGITS}"')),
         *(("tokenizer_sha256", value) for value in ("1", '"a\\nb"', f'"{DIGITS}"')),
-        *(("block_crc32", value) for value in ("3", "[-1]", '["1"]', "[[]]", "{}")),
-        *(("block_crc32", value) for value in ("[4294967296]", "[" * 3000)),
+        *(("range_tokens", value) for value in ("3", "[-1]", '["1"]', "[[]]", "{}")),
+        *(("range_tokens", value) for value in ("[4294967296]", "[]", "[" * 3000)),
+        *(("range_sha256", value) for value in ("3", "[1]", '["1"]', "[[]]", "{}")),
         *(("dtype", value) for value in ("1", '"uint32"', '"<u2"', f'"{DIGITS}"')),
-        *(("format_version", value) for value in ("true", "1.0", "2", '"1"', DIGITS)),
+        *(("format_version", value) for value in ("true", "1.0", "3", '"1"', DIGITS)),
         *(("extra", "1"), ("num_tokens", '3, "num_tokens": 4'), (DIGITS, "1")),
     ],
     ids=lambda value: value[:20],
@@ -184,7 +196,7 @@ def test_a_manifest_with_an_impossible_value_is_refused_in_one_line(
         assert len(str(info.value)) < len(str(path)) + 300
 
 
-@pytest.mark.parametrize("name", ["num_tokens", "block_crc32", "sha256"])
+@pytest.mark.parametrize("name", ["num_tokens", "range_sha256", "sha256"])
 def test_a_manifest_that_lacks_a_value_is_refused(tmp_path, name):
     path = tmp_path / "train.bin"
     write(path, [1])
@@ -200,8 +212,8 @@ def test_a_manifest_that_lacks_a_value_is_refused(tmp_path, name):
     [
         *({"num_documents": n} for n in (0, 1, 4)),
         *({"vocab_size": 257}, {"separator_id": 255}, {"separator_id": 9}),
-        *({"block_crc32": [1]}, {"block_crc32": []}, {"sha256": "0" * 64}),
-        {"num_tokens": 4},
+        *({"range_tokens": [5]}, {"range_tokens": [3, 1, 1]}, {"sha256": "0" * 64}),
+        *({"num_tokens": 4}, {"range_sha256": ["0" * 64] * 3}),
     ],
 )
 def test_verify_finds_a_changed_value_of_the_manifest(tmp_path, values):
@@ -212,11 +224,67 @@ def test_verify_finds_a_changed_value_of_the_manifest(tmp_path, values):
         verify(path)
 
 
-def test_verify_finds_checksums_beyond_the_end_of_the_file(tmp_path):
+def test_a_manifest_with_any_changed_byte_is_refused(tmp_path):
     path = tmp_path / "train.bin"
-    write(path, [5, 256])
-    edit_manifest(path, block_crc32=[*read_manifest(path).block_crc32, 1])
-    with pytest.raises(IntegrityError, match=r"train\.json is damaged"):
+    write(path, [5, 256, 299, 256, 9])
+    whole = manifest_path(path).read_bytes()
+    dice = random.Random(0)
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << dice.randrange(8)
+        manifest_path(path).write_bytes(damaged)
+        for check in (open_tokens, verify):
+            with pytest.raises(IntegrityError, match="encode the text again"):
+                check(path)
+
+
+def test_verify_finds_any_changed_byte_of_the_index(tmp_path):
+    path = tmp_path / "train.bin"
+    write(path, [256, 5, 256, 256, 299, 7, 256, 9, 256])
+    whole = documents_path(path).read_bytes()
+    for place in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            documents_path(path).write_bytes(damaged)
+            with pytest.raises(IntegrityError, match=r"train\.documents is"):
+                verify(path)
+    for content in (b"", whole[:32], whole[:-1], whole + bytes(8)):
+        documents_path(path).write_bytes(content)
+        with pytest.raises(IntegrityError, match=r"train\.documents is not the index"):
+            verify(path)
+    documents_path(path).unlink()
+    with pytest.raises(InputError, match=r"train\.documents: no such index"):
+        verify(path)
+
+
+def write_version_1(path, ids):
+    """As tiny_llm wrote token files before format version 2."""
+    raw = np.array(ids, "<u2").tobytes()
+    path.write_bytes(raw)
+    values = {
+        "format_version": 1,
+        "dtype": "uint16",
+        "num_tokens": len(ids),
+        "num_documents": ids.count(256) + (ids[-1] != 256),
+        "num_bytes": 1,
+        "vocab_size": 300,
+        "separator_id": 256,
+        "sha256": hashlib.sha256(raw).hexdigest(),
+        "tokenizer_sha256": "t" * 64,
+        "block_crc32": [zlib.crc32(raw)],
+    }
+    manifest_path(path).write_bytes(to_json(values))
+
+
+def test_a_file_of_format_version_1_is_still_read(tmp_path):
+    path = tmp_path / "train.bin"
+    write_version_1(path, [5, 256, 299, 256, 9])
+    assert open_tokens(path).tolist() == [5, 256, 299, 256, 9]
+    assert verify(path, "t" * 64).format_version == 1
+    assert open_documents(path, read_manifest(path)).tolist() == [0, 2, 4]
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(IntegrityError, match=r"range 0 \(bytes 0 to 10\)"):
         verify(path)
 
 
@@ -230,8 +298,8 @@ def test_a_token_file_must_leave_its_manifest_a_name(tmp_path, name):
 def test_a_manifest_of_another_format_is_refused(tmp_path):
     path = tmp_path / "train.bin"
     write(path, [1])
-    edit_manifest(path, format_version=2)
-    with pytest.raises(IntegrityError, match="format_version 2"):
+    edit_manifest(path, format_version=3)
+    with pytest.raises(IntegrityError, match="format_version 3"):
         open_tokens(path)
 
 

@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,14 +24,23 @@ from tiny_llm.errors import ResourceError
 if sys.platform != "win32":
     import fcntl
 
+_COPY_BYTES = 32 << 20
+
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def atomic_write(
+    path: str | os.PathLike[str], *, sync: bool = True
+) -> Iterator[IO[bytes]]:
     """Open a temporary file that becomes `path` when the block succeeds.
 
-    The file is flushed to disk before it is renamed; an exception inside the
-    block deletes it and leaves `path` as it was. Missing folders are created, and
-    temporary files that killed writers of `path` left behind are removed.
+    An exception inside the block deletes it and leaves `path` as it was. Missing
+    folders are created, and temporary files that killed writers of `path` left behind
+    are removed.
+
+    Args:
+        path: The final name.
+        sync: Flush the file to disk before it is renamed, so that it is whole even
+            after a power failure. Readers of a file without it must check its digest.
 
     Raises:
         ResourceError: The disk is full, or a quota or file size limit is reached.
@@ -41,10 +50,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
-        with _open_locked(part) as file:
+        with open_locked(part) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
             if sys.platform == "win32":
                 file.close()  # Windows cannot rename an open file.
             os.replace(part, target)  # Still locked: see `remove_leftovers`.
@@ -67,28 +77,60 @@ def remove_leftovers(target: Path) -> None:
     the kernel drops the lock when the writer dies. Without such locks (on Windows, on
     some network filesystems) nothing is removed.
     """
-    if sys.platform != "win32":
-        pattern = f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"
-        for part in target.parent.glob(pattern):
-            with contextlib.suppress(OSError), open(part, "r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(file, part):
-                    part.unlink()
+    pattern = f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"
+    for part in target.parent.glob(pattern):
+        with contextlib.suppress(OSError), open(part, "r+b") as file:
+            if try_lock(file, part):
+                part.unlink()
 
 
-def _open_locked(part: Path) -> IO[bytes]:
-    """Create a temporary file and lock it, so that no other run removes it."""
+def open_locked(path: Path, *, wait: bool = True) -> IO[bytes]:
+    """Open a file, creating it if need be, and lock it until it is closed.
+
+    Without locks (see `remove_leftovers`) it is only opened.
+
+    Raises:
+        BlockingIOError: Another run has locked it, and `wait` is False.
+    """
     while True:
-        file = open(part, "wb")  # noqa: SIM115 - the caller closes it
+        file = open(path, "r+b", opener=_create)  # noqa: SIM115 - the caller closes it
         if sys.platform == "win32":
             return file
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise
         except OSError:
             return file  # This filesystem has no locks, so nothing is removed here.
-        if _is_at(file, part):
+        if _is_at(file, path):
             return file
         file.close()  # Another run removed it before it was locked.
+
+
+def _create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
+
+
+@contextlib.contextmanager
+def held_lock(path: Path) -> Iterator[None]:
+    """Wait for a lock file, hold it during the block, and remove it."""
+    with open_locked(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def try_lock(file: IO[bytes], path: Path) -> bool:
+    """Lock a file unless another run has locked or removed it; say if it worked."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return _is_at(file, path)
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
@@ -96,6 +138,45 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def copy_bytes(
+    source: IO[bytes],
+    target: IO[bytes],
+    num_bytes: int,
+    on_progress: Callable[[int], object] | None = None,
+) -> int:
+    """Copy from one open file to the end of another, in the kernel if it can.
+
+    Filesystems such as Btrfs and XFS then share the blocks instead of copying them.
+
+    Args:
+        source: Copied from its position, which must not be buffered ahead.
+        target: Flushed first.
+        num_bytes: How much to copy; ends early where the source does.
+        on_progress: Called with the number of bytes of each step.
+
+    Returns:
+        The number of bytes copied.
+    """
+    target.flush()
+    left = num_bytes
+    # Not supported on every system, nor between all filesystems.
+    with contextlib.suppress(AttributeError, OSError):
+        while left and (
+            copied := os.copy_file_range(
+                source.fileno(), target.fileno(), min(left, _COPY_BYTES)
+            )
+        ):
+            left -= copied
+            if on_progress:
+                on_progress(copied)
+    # The rest: usually nothing. Some filesystems stop early without an error.
+    target.seek(0, os.SEEK_END)
+    while left and (block := os.read(source.fileno(), min(left, _COPY_BYTES))):
+        target.write(block)
+        left -= len(block)
+    return num_bytes - left
 
 
 def atomic_link(source: Path, target: Path) -> bool:

@@ -22,12 +22,18 @@ SEPARATOR = b"<|endoftext|>"
 # Larger chunks take more memory and are no faster (benchmarks/LOG.md).
 CHUNK_BYTES = 1 << 19
 
+# Equal as long as a file is neither written to nor replaced.
+_IDENTITY = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
+
 # Text is held in memory until it can be cut; this is the limit.
 MAX_UNCUT_BYTES = 256 << 20
 
 # In the GPT-2 pattern, a visible ASCII character before ASCII white space always ends
 # a pretoken, and the text after it is split the same way without it. So a document
 # longer than a chunk can be cut there (tests/test_corpus.py sweeps every offset).
+_BLANK = re.compile(rb"(?:\s|" + re.escape(SEPARATOR) + rb")*")
+# Recognizing a place takes at most this many bytes before it.
+_CONTEXT_BYTES = 16
 _SAFE_CUT = re.compile(rb"[!-~](?=[ \t\n\r])")
 
 
@@ -59,6 +65,47 @@ def find_cut(text: bytes, start: int = 0) -> int:
     return last
 
 
+def find_next_cut(file: IO[bytes], offset: int) -> int:
+    """Find the first place from an offset on where a file can be cut.
+
+    Returns:
+        The place, or the size of the file if there is none. It does not depend on
+        where reading began, so ranges of a file that are found independently tile it.
+
+    Raises:
+        ResourceError: More than `MAX_UNCUT_BYTES` without a place to cut.
+    """
+    if offset == 0:
+        return 0
+    begin = max(0, offset - _CONTEXT_BYTES)
+    file.seek(begin)
+    text, num_wanted = b"", 1 << 16
+    while block := file.read(num_wanted):
+        searched = max(offset - begin, len(text) - _CONTEXT_BYTES)
+        text += block
+        if (place := find_first_cut(text, searched)) is not None:
+            return begin + place
+        if len(text) > MAX_UNCUT_BYTES:
+            raise _uncut(getattr(file, "name", "text"), len(text), begin + len(text))
+        num_wanted = len(text)
+    return begin + len(text)
+
+
+def find_first_cut(text: bytes, start: int) -> int | None:
+    """Find the first place at or after `start` where `text` can be cut.
+
+    Returns:
+        The length of the piece before the cut, or None if there is no place, or none
+        that can be known without the bytes that follow.
+    """
+    places = []
+    if (place := text.find(SEPARATOR, max(0, start - len(SEPARATOR)))) >= 0:
+        places.append(place + len(SEPARATOR))
+    if match := _SAFE_CUT.search(text, max(0, start - 1)):
+        places.append(match.end())
+    return min(places, default=None)
+
+
 @contextlib.contextmanager
 def open_text(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a text file for reading.
@@ -76,8 +123,8 @@ def open_text(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         check_is_text(path, os.read(file.fileno(), HEAD_BYTES))
         os.lseek(file.fileno(), 0, os.SEEK_SET)
         yield file
-        after = os.fstat(file.fileno())
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+    after = os.stat(path)  # Of the path: the file may have been replaced.
+    if any(getattr(before, name) != getattr(after, name) for name in _IDENTITY):
         raise InputError(
             f"{path} changed while it was read ({before.st_size:,} bytes at first, "
             f"{after.st_size:,} now); run again when nothing writes to it"
@@ -123,13 +170,17 @@ def cut_chunks(file: IO[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[byte
             yield text[:cut]
         rest = text[cut:]
         if len(rest) > MAX_UNCUT_BYTES:
-            raise ResourceError(
-                f"{getattr(file, 'name', 'text')}: {len(rest):,} bytes without white "
-                f"space or a separator before offset {file.tell():,}; the limit is "
-                f"{MAX_UNCUT_BYTES:,}, so add separators ({SEPARATOR.decode()})"
-            )
+            raise _uncut(getattr(file, "name", "text"), len(rest), file.tell())
     if rest:
         yield rest
+
+
+def _uncut(name: str, num_bytes: int, offset: int) -> ResourceError:
+    return ResourceError(
+        f"{name}: {num_bytes:,} bytes without white space or a separator before offset "
+        f"{offset:,}; the limit is {MAX_UNCUT_BYTES:,}, so add separators "
+        f"({SEPARATOR.decode()})"
+    )
 
 
 def read_sample(path: str | os.PathLike[str], num_bytes: int) -> bytes:
@@ -187,7 +238,8 @@ def sample_bytes(sample_mb: object) -> int:
 
 def has_text(text: bytes) -> bool:
     """Whether `text` holds more than separators and white space."""
-    return bool(text.replace(SEPARATOR, b"").strip())
+    blank = _BLANK.match(text)
+    return blank is None or blank.end() < len(text)
 
 
 def no_document(path: str | os.PathLike[str], num_bytes: int) -> InputError:

@@ -1,25 +1,68 @@
 """Encoding: a text file and a tokenizer become a token file.
 
-The text is read in chunks, so memory does not grow with its size. Ids do not depend
-on where it is cut.
+The text is encoded in ranges. `encode_range` reads the text of one and writes a part,
+in this process, in a worker process or on a cluster. `encode_file` joins the parts in
+order. Ids do not depend on where ranges begin or on who encodes them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import hashlib
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tiny_llm.corpus import CHUNK_BYTES, no_document, read_chunks
+from tiny_llm.checks import check_int
+from tiny_llm.corpus import find_next_cut, no_document, open_text
 from tiny_llm.errors import ConfigError
-from tiny_llm.parallel import map_in_order
-from tiny_llm.textscan import TextScan
+from tiny_llm.parallel import Job, map_jobs
+from tiny_llm.parts import (
+    Part,
+    find_part,
+    part_path,
+    parts_folder,
+    read_arrays,
+    write_part,
+)
+from tiny_llm.stats import TokenCounter, TokenStats
+from tiny_llm.textscan import TextScan, count_json_lines, scan_text
 from tiny_llm.tokenize import BPETokenizer
-from tiny_llm.tokens import Manifest, manifest_path, read_manifest, write_tokens
+from tiny_llm.tokens import (
+    Manifest,
+    TokenWriter,
+    documents_path,
+    manifest_path,
+    read_manifest,
+    write_tokens,
+)
+
+# Larger ranges are no faster; smaller ones make the manifest longer.
+RANGE_BYTES = 8 << 20
+
+_TOKENIZER_NAME = "bpe.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """What `encode_and_measure` found.
+
+    Attributes:
+        manifest: The manifest that was written.
+        text: What was found in the text.
+        stats: How often each id occurs, and how long documents are.
+    """
+
+    manifest: Manifest
+    text: TextScan
+    stats: TokenStats
 
 
 def encode_file(
@@ -28,66 +71,189 @@ def encode_file(
     target: str | os.PathLike[str],
     *,
     on_progress: Callable[[int], object] | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
-    num_threads: int | None = None,
-    scan: TextScan | None = None,
+    range_bytes: int = RANGE_BYTES,
+    num_workers: int | None = None,
 ) -> Manifest:
     """Encode a text file once, losslessly.
+
+    An encoding that was interrupted is resumed: ranges that were finished, with the
+    same text and tokenizer, are kept in NAME.parts/ beside the target.
 
     Args:
         tokenizer: Makes the ids.
         source: Text; documents end at separators.
-        target: The token file, `NAME.bin`; its manifest is `NAME.json` beside it.
-        on_progress: Called with the number of bytes of each finished chunk.
-        chunk_bytes: How much text is encoded at a time. Ids do not depend on it.
-        num_threads: How many chunks are encoded in parallel; by default the number
-            of cores, up to two. Ids do not depend on it.
-        scan: A new `TextScan`, to learn more about the text than the manifest says.
+        target: The token file, `NAME.bin`; its manifest `NAME.json` and its index
+            `NAME.documents` are beside it.
+        on_progress: Called with the number of bytes of each finished range.
+        range_bytes: How much text is encoded at a time. Ids do not depend on it; the
+            list of digests in the manifest does.
+        num_workers: How many ranges are encoded in parallel; by default
+            `parallel.count_workers()`. The files do not depend on it.
 
     Returns:
         The manifest that was written.
 
     Warns:
-        UserWarning: The text holds NUL bytes or invalid UTF-8, every line of it is
-            a JSON object, or it is long and has no separators. It is encoded
-            anyway, unless warnings are turned into errors.
+        UserWarning: The text holds NUL bytes or invalid UTF-8, begins with nothing but
+            JSON objects, or is long and has no separators. It is encoded anyway, unless
+            warnings are turned into errors.
 
     Raises:
-        ConfigError: The target is not called NAME.bin, the token file or its manifest
-            would replace the source, or a number is below 1.
+        ConfigError: The target is not called NAME.bin, an output would replace the
+            source, or a number is below 1.
         InputError: The source is missing, is not plain text, holds no document, or
-            changed while it was read. Neither output is touched.
-        ResourceError: The disk is full.
+            changed while it was read. No output is touched.
+        ResourceError: The disk is full, or a worker was killed or ran out of memory.
     """
+    encoded = _encode(
+        tokenizer, source, target, on_progress, range_bytes, num_workers, count=False
+    )
+    return encoded.manifest
+
+
+def encode_and_measure(
+    tokenizer: BPETokenizer,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    on_progress: Callable[[int], object] | None = None,
+) -> Encoded:
+    """Like `encode_file`, and return statistics; counting ids takes a sixth longer."""
+    return _encode(
+        tokenizer, source, target, on_progress, RANGE_BYTES, None, count=True
+    )
+
+
+def _encode(
+    tokenizer: BPETokenizer,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    on_progress: Callable[[int], object] | None,
+    range_bytes: int,
+    num_workers: int | None,
+    *,
+    count: bool,
+) -> Encoded:
     source, target = Path(source), Path(target)
-    scan = TextScan() if scan is None else scan
-    with write_tokens(
-        target,
-        vocab_size=tokenizer.vocab_size,
-        separator_id=tokenizer.separator_id,
-        tokenizer_sha256=tokenizer.sha256,
-    ) as writer:
-        for output in (target, manifest_path(target)):
-            if source.exists() and output.exists() and output.samefile(source):
-                raise ConfigError(
-                    f"{output} is the text itself, and encoding would overwrite it; "
-                    "give another target"
-                )
-
-        def encode(chunk: bytes) -> tuple[bytes, npt.NDArray[np.integer], int]:
-            return chunk, *tokenizer.encode_counting_invalid(chunk)
-
-        chunks = read_chunks(source, chunk_bytes)
-        for chunk, ids, num_invalid_bytes in map_in_order(encode, chunks, num_threads):
-            writer.append(ids)
-            scan.update(chunk, num_invalid_bytes)
-            if on_progress:
-                on_progress(len(chunk))
-        if not scan.has_text:
-            raise no_document(source, scan.num_bytes)
-        writer.num_bytes = scan.num_bytes
+    range_bytes = check_int("range_bytes", range_bytes)
+    key = f"{tokenizer.sha256} {range_bytes} {count}"
+    with (
+        parts_folder(target, key) as folder,
+        write_tokens(
+            target,
+            vocab_size=tokenizer.vocab_size,
+            separator_id=tokenizer.separator_id,
+            tokenizer_sha256=tokenizer.sha256,
+        ) as writer,
+    ):
+        _check_outputs(source, target)
+        tokenizer.save(folder / _TOKENIZER_NAME)
+        text, counter = TextScan(), TokenCounter(tokenizer.vocab_size)
+        with open_text(source) as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            json_lines = count_json_lines(file)
+            jobs = _plan(source, folder, num_bytes, range_bytes, count)
+            with contextlib.closing(map_jobs(encode_range, jobs, num_workers)) as parts:
+                for job, values in zip(jobs, parts, strict=True):
+                    part = Part(**values)
+                    path = part_path(folder, job.arguments["begin"])
+                    _join(writer, counter, path, part)
+                    text.merge(TextScan(**part.text))
+                    if on_progress:
+                        on_progress(part.text["num_bytes"])
+        if not text.has_text:
+            raise no_document(source, text.num_bytes)
+        writer.num_bytes = text.num_bytes
         # White space after the last separator is kept, but it is not a document.
-        writer.num_documents += scan.rest_has_text
-        for line in scan.warnings(source, writer.num_documents):
-            warnings.warn(line, stacklevel=2)
-    return read_manifest(target)
+        writer.rest_is_document = text.rest_has_text
+        stats = counter.finish(rest_is_document=text.rest_has_text)
+        num_documents = sum(stats.document_lengths.values())
+        for line in text.warnings(source, num_documents, *json_lines):
+            warnings.warn(line, stacklevel=3)
+    return Encoded(read_manifest(target), text, stats)
+
+
+def _plan(
+    source: Path, folder: Path, num_bytes: int, range_bytes: int, count: bool
+) -> list[Job]:
+    """Divide the text into ranges of equal size, one job each."""
+    return [
+        Job(
+            f"bytes {begin:,} to {min(begin + range_bytes, num_bytes):,} of {source}",
+            {
+                "source": os.fspath(source),
+                "folder": os.fspath(folder),
+                "begin": begin,
+                "end": begin + range_bytes,
+                "count": count,
+            },
+        )
+        for begin in range(0, max(1, num_bytes), range_bytes)
+    ]
+
+
+def _check_outputs(source: Path, target: Path) -> None:
+    """Refuse to overwrite the text itself."""
+    for output in (target, manifest_path(target), documents_path(target)):
+        if source.exists() and output.exists() and output.samefile(source):
+            raise ConfigError(
+                f"{output} is the text itself, and encoding would overwrite it; "
+                "give another target"
+            )
+
+
+def _join(writer: TokenWriter, counter: TokenCounter, path: Path, part: Part) -> None:
+    ends, counts = read_arrays(path, part)
+    with open(path, "rb", buffering=0) as ids:
+        writer.append_file(ids, part.num_tokens, part.sha256, ends)
+    counter.add(part.num_tokens, ends, counts)
+
+
+def encode_range(
+    source: str, folder: str, begin: int, end: int, *, count: bool
+) -> dict[str, Any]:
+    """Encode the text of one range to a part, unless an earlier run left it.
+
+    The range begins at the first cut from `begin` on, and ends at the first cut from
+    `end` on; it is empty if they are the same.
+
+    Args:
+        source: The text file.
+        folder: Holds the tokenizer and the parts.
+        begin: Where the range nominally begins, in bytes.
+        end: Where it nominally ends.
+        count: Whether to count how often each id occurs.
+
+    Returns:
+        The `Part` that was written, as a dict.
+    """
+    with open(source, "rb") as file:
+        first, last = find_next_cut(file, begin), find_next_cut(file, end)
+        file.seek(first)
+        text = file.read(last - first)
+    path = part_path(Path(folder), begin)
+    digest = hashlib.sha256(text).hexdigest()
+    part = find_part(path, digest)
+    if part is None:
+        tokenizer = _load_tokenizer(folder)
+        ids, num_invalid_bytes = tokenizer.encode_counting_invalid(text)
+        ends = np.flatnonzero(ids == tokenizer.separator_id) + 1
+        counts = (
+            _count_ids(ids, tokenizer.vocab_size) if count else np.empty(0, np.int64)
+        )
+        scan = dataclasses.asdict(scan_text(text, first, num_invalid_bytes))
+        part = write_part(path, scan, digest, ids, ends, counts, sync=False)
+    return dataclasses.asdict(part)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_tokenizer(folder: str) -> BPETokenizer:
+    return BPETokenizer.load(Path(folder, _TOKENIZER_NAME))
+
+
+def _count_ids(ids: npt.NDArray[np.integer], vocab_size: int) -> npt.NDArray[np.int64]:
+    """Count how often each id occurs, block by block: bincount widens its input."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for begin in range(0, len(ids), 1 << 17):
+        counts += np.bincount(ids[begin : begin + (1 << 17)], minlength=vocab_size)
+    return counts

@@ -1,8 +1,13 @@
-"""The manifest of a token file: what the file must hold, as JSON beside it."""
+"""The manifest of a token file: what the file must hold, as JSON beside it.
+
+A token file is written in ranges, each the ids of a fixed amount of text. The manifest
+lists their digests, so that ranges can be made, verified and joined independently.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -11,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from tiny_llm.atomic import to_json
 from tiny_llm.errors import InputError, IntegrityError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DTYPES: dict[str, np.dtype[Any]] = {
     "uint16": np.dtype("<u2"),
     "uint32": np.dtype("<u4"),
@@ -25,16 +31,19 @@ class Manifest:
     """What a token file must hold.
 
     Attributes:
-        format_version: 1.
+        format_version: 2, or 1 for a file that an older version of tiny_llm wrote.
         dtype: "uint16" or "uint32", little-endian on disk.
         num_tokens: Number of ids in the file.
         num_documents: Number of documents, blank ones included.
         num_bytes: Size of the text that was encoded, in bytes.
         vocab_size: Every id is below it.
         separator_id: The id that ends a document.
-        sha256: Digest of the token file.
+        sha256: Digest of the ids: of `range_sha256`, see `digest_of_ranges`. In format
+            version 1, SHA-256 of the file.
         tokenizer_sha256: `BPETokenizer.sha256` of the tokenizer that made the ids.
-        block_crc32: CRC-32 of each 16 MiB block of the file, to locate damage.
+        range_tokens: Number of ids in each range.
+        range_sha256: SHA-256 of the bytes of each range. A file of format version 1 is
+            one range.
     """
 
     format_version: int
@@ -46,7 +55,8 @@ class Manifest:
     separator_id: int
     sha256: str
     tokenizer_sha256: str
-    block_crc32: list[int]
+    range_tokens: list[int]
+    range_sha256: list[str]
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
@@ -98,22 +108,52 @@ def check_tokenizer(
         )
 
 
+def format_manifest(manifest: Manifest) -> bytes:
+    """Return a manifest as JSON that ends with its own digest."""
+    values = dataclasses.asdict(manifest)
+    return to_json({**values, "manifest_sha256": _digest(values)})
+
+
+def digest_of_ranges(range_sha256: list[str]) -> str:
+    """Return the digest of a token file: SHA-256 of the digests of its ranges.
+
+    >>> digest_of_ranges([])[:8]
+    'e3b0c442'
+    """
+    return hashlib.sha256(bytes.fromhex("".join(range_sha256))).hexdigest()
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json(values)).hexdigest()
+
+
 def _parse(content: bytes) -> Manifest:
     values = json.loads(content, object_pairs_hook=_to_dict)
     if not isinstance(values, dict) or "format_version" not in values:
         raise ValueError("no format_version")
     version = values["format_version"]
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"format_version {_brief(version)}; this version of tiny_llm reads "
+            f"format_version {_brief(version)}; this version of tiny_llm reads 1 to "
             f"{FORMAT_VERSION}"
         )
-    names = {field.name for field in dataclasses.fields(Manifest)}
-    if wrong := sorted(names ^ values.keys()):
+    names = [field.name for field in dataclasses.fields(Manifest)]
+    names = (
+        [*names[:-2], "block_crc32"] if version == 1 else [*names, "manifest_sha256"]
+    )
+    if wrong := sorted(set(names) ^ values.keys()):
         what = "lacks" if wrong[0] in names else "has an unknown"
         raise ValueError(f"it {what} {_brief(wrong[0])}")
-    _check_values(Manifest(**values))
-    return Manifest(**values)
+    if version == 1:
+        del values["block_crc32"]
+        values["range_tokens"] = [values["num_tokens"]]
+        values["range_sha256"] = [values["sha256"]]
+    digest = values.pop("manifest_sha256", None)
+    manifest = Manifest(**values)
+    _check_values(manifest)
+    if version != 1 and content != format_manifest(manifest):
+        raise ValueError(f"its manifest_sha256 is {_brief(digest)}: it was changed")
+    return manifest
 
 
 def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,10 +172,23 @@ def _check_values(manifest: Manifest) -> None:
     _check_int("separator_id", manifest.separator_id, 0, manifest.vocab_size - 1)
     _check_text("sha256", manifest.sha256, r"[0-9a-f]{64}")
     _check_text("tokenizer_sha256", manifest.tokenizer_sha256, r"[!-~]{0,64}")
-    if not isinstance(manifest.block_crc32, list):
-        raise ValueError(f"block_crc32 is {_brief(manifest.block_crc32)}, not a list")
-    for crc32 in manifest.block_crc32:
-        _check_int("a value of block_crc32", crc32, 0, (1 << 32) - 1)
+    for name in ("range_tokens", "range_sha256"):
+        value = getattr(manifest, name)
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"{name} is {_brief(value)}, not a list")
+    for num_tokens in manifest.range_tokens:
+        _check_int("a value of range_tokens", num_tokens, 0, manifest.num_tokens)
+    for sha256 in manifest.range_sha256:
+        _check_text("a value of range_sha256", sha256, r"[0-9a-f]{64}")
+    if len(manifest.range_tokens) != len(manifest.range_sha256):
+        raise ValueError("range_tokens and range_sha256 are of different lengths")
+    if sum(manifest.range_tokens) != manifest.num_tokens:
+        raise ValueError("range_tokens do not add up to num_tokens")
+    if (
+        manifest.format_version != 1
+        and digest_of_ranges(manifest.range_sha256) != manifest.sha256
+    ):
+        raise ValueError("sha256 is not the digest of range_sha256")
     expected = dtype_for(manifest.vocab_size).name
     if manifest.dtype != expected:
         raise ValueError(

@@ -1,63 +1,236 @@
-"""Parallel work on chunks, with results in the order of the chunks."""
+"""Parallel jobs: call a function once per job, with results in order.
+
+Few jobs run in this process; more run in worker processes. Jobs and results
+are JSON, so a job names its data (a path and a range of bytes) instead of holding it.
+Results do not depend on the number of workers.
+"""
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
+import contextlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from tiny_llm.checks import check_int
+from tiny_llm.errors import ResourceError
+from tiny_llm.worker import ERRORS
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+WORKERS_VARIABLE = "TINY_LLM_WORKERS"
 
-# The caller's thread reads, hashes and writes at the same time: a third thread does
-# not help, and each costs 25 MB (benchmarks/LOG.md).
-_MAX_THREADS = 2
+# Starting processes takes longer than this many jobs (benchmarks/LOG.md).
+_MAX_JOBS_IN_PROCESS = 2
 
-
-def count_threads() -> int:
-    """Return how many threads are worth starting on this machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(_MAX_THREADS, len(os.sched_getaffinity(0)))
-    return min(_MAX_THREADS, os.cpu_count() or 1)
+# How far ahead of the next result to work, in jobs per worker.
+_WINDOW = 8
 
 
-def map_in_order(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    num_threads: int | None = None,
-) -> Iterator[Result]:
-    """Like `map`, but in threads; for functions that release the GIL.
+class Job(NamedTuple):
+    """One call.
 
-    Args:
-        function: Called once for each item.
-        items: Taken one by one in the caller's thread, only a few ahead of the
-            results, so they need not fit in memory.
-        num_threads: By default `count_threads()`. Results do not depend on it.
+    Attributes:
+        name: What error messages call it, such as "bytes 0 to 8,388,608 of train.txt".
+        arguments: Keyword arguments, which JSON can hold.
+    """
 
-    Yields:
-        Results in the order of the items.
+    name: str
+    arguments: dict[str, Any]
+
+
+def count_workers() -> int:
+    """Return how many workers to start: TINY_LLM_WORKERS, or the usable cores.
+
+    Cores that the CPU affinity or the cgroup quota of this process excludes do not
+    count.
 
     Raises:
-        ConfigError: `num_threads` is below 1.
-        Exception: Whatever `items` or `function` raised, in place of its result.
-            Calls already running finish first.
+        ConfigError: TINY_LLM_WORKERS is not an integer of at least 1.
     """
-    if num_threads is None:
-        num_threads = count_threads()
-    num_threads = check_int("num_threads", num_threads)
-    ahead: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+    if value := os.environ.get(WORKERS_VARIABLE):
+        return check_int(WORKERS_VARIABLE, int(value) if value.isdigit() else value)
+    if hasattr(os, "sched_getaffinity"):
+        num_cores = len(os.sched_getaffinity(0))
+    else:
+        num_cores = os.cpu_count() or 1
+    return min(num_cores, _cgroup_quota() or num_cores)
+
+
+def _cgroup_quota() -> int | None:
+    """Return the CPU quota of this process in whole cores, rounded up, if it has one.
+
+    Linux with cgroup v2; a quota of any folder above limits it as well.
+    """
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    inside = next((line[3:] for line in lines if line.startswith("0::")), None)
+    if inside is None:
+        return None
+    root = Path("/sys/fs/cgroup")
+    folder = root / inside.strip("/")
+    quotas = []
+    for place in (folder, *folder.parents):
         try:
-            for item in items:
-                ahead.append(pool.submit(function, item))
-                if len(ahead) > num_threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+            quota, period = (place / "cpu.max").read_text().split()
+            quotas.append(-(-int(quota) // int(period)))
+        except (OSError, ValueError):  # No such file, or "max": no quota here.
+            pass
+        if place == root:
+            break
+    return max(1, min(quotas)) if quotas else None
+
+
+def map_jobs(
+    function: Callable[..., Any], jobs: Sequence[Job], num_workers: int | None = None
+) -> Generator[Any, None, None]:
+    """Call `function` with the arguments of each job.
+
+    Close the iterator to end the workers at once, for instance with
+    `contextlib.closing`.
+
+    Args:
+        function: A function of a module, which workers import. What it returns must
+            be JSON.
+        jobs: One call each.
+        num_workers: By default `count_workers()`.
+
+    Yields:
+        Results in the order of the jobs.
+
+    Raises:
+        ConfigError: `num_workers` is below 1.
+        ResourceError: A worker was killed or ran out of memory; names the job.
+        Exception: Whatever `function` raised first; a RuntimeError with its traceback
+            if it is none of tiny_llm.errors.
+    """
+    if num_workers is None:
+        num_workers = count_workers()
+    num_workers = check_int("num_workers", num_workers)
+    if len(jobs) <= _MAX_JOBS_IN_PROCESS:
+        for job in jobs:
+            yield function(**job.arguments)
+        return
+    workers = _Workers(function, min(num_workers, len(jobs)))
+    try:
+        yield from workers.map(jobs)
+    finally:
+        workers.kill()
+
+
+class _Workers:
+    """Worker processes, each with at most one job."""
+
+    def __init__(self, function: Callable[..., Any], num_workers: int) -> None:
+        self._workers: list[_Worker] = []
+        self._selector = selectors.DefaultSelector()
+        try:
+            for _ in range(num_workers):
+                worker = _Worker(function)
+                self._workers.append(worker)
+                self._selector.register(worker.answers, selectors.EVENT_READ, worker)
+        except BaseException:
+            self.kill()
+            raise
+
+    def map(self, jobs: Sequence[Job]) -> Iterator[Any]:
+        results: dict[int, Any] = {}
+        idle = list(self._workers)
+        num_sent = num_yielded = 0
+        while num_yielded < len(jobs):
+            limit = min(len(jobs), num_yielded + _WINDOW * len(self._workers))
+            while idle and num_sent < limit:
+                idle.pop().send(num_sent, jobs[num_sent])
+                num_sent += 1
+            for key, _ in self._selector.select():
+                worker: _Worker = key.data
+                results[worker.number] = worker.receive()
+                idle.append(worker)
+            while num_yielded in results:
+                yield results.pop(num_yielded)
+                num_yielded += 1
+
+    def kill(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.close()
+        self._selector.close()
+
+
+class _Worker:
+    """One process; see `tiny_llm.worker`.
+
+    Not a `multiprocessing.Process`: that would run the caller's script again in each
+    worker unless the script guards its main part.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.number = -1
+        self._job: Job | None = None
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
+        name = f"{function.__module__}:{function.__qualname__}"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "OPENBLAS_NUM_THREADS": "1",  # The threads would cost memory, unused.
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tiny_llm.worker", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the parent, which kills workers.
+        )
+        if self.process.stdin is None or self.process.stdout is None:
+            raise RuntimeError("Popen opened no pipes")
+        self._jobs, self.answers = self.process.stdin, self.process.stdout
+
+    def send(self, number: int, job: Job) -> None:
+        self.number, self._job = number, job
+        # A broken pipe: it is dead, and `receive` will say how it died.
+        with contextlib.suppress(BrokenPipeError):
+            self._jobs.write(json.dumps(job.arguments).encode() + b"\n")
+            self._jobs.flush()
+
+    def receive(self) -> Any:
+        line = self.answers.readline()
+        if not line.endswith(b"\n"):
+            raise ResourceError(self._explain_death())
+        answer = json.loads(line)
+        if "error" not in answer:
+            return answer["result"]
+        if kind := ERRORS.get(answer["error"]):
+            raise kind(answer["message"])
+        raise RuntimeError(f"a worker failed:\n{answer['message']}")
+
+    def _explain_death(self) -> str:
+        status = self.process.wait()
+        self._stderr.seek(0)
+        said = self._stderr.read().decode(errors="replace").strip().splitlines()
+        how = f"exited with status {status}"
+        if status < 0:
+            how = f"was killed by {signal.Signals(-status).name}"
+        if status in (-signal.SIGKILL, -signal.SIGABRT):
+            how += ", probably because memory ran out"
+        name = self._job.name if self._job else "no job"
+        return (
+            f"the worker process on {name} {how}"
+            + (f" ({said[-1]})" if said else "")
+            + f"; free memory or set {WORKERS_VARIABLE} lower, and run again"
+        )
+
+    def close(self) -> None:
+        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._jobs.close()
+        self.answers.close()
+        self._stderr.close()

@@ -1,7 +1,4 @@
-"""Statistics of a token file: how long documents are, and which ids occur.
-
-Takes one pass over the ids in blocks, so memory does not grow with the file.
-"""
+"""Statistics of a token file: how long documents are, and which ids occur."""
 
 from __future__ import annotations
 
@@ -9,14 +6,10 @@ import bisect
 import collections
 import dataclasses
 import math
-import os
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from tiny_llm.tokens import read_manifest, scan_documents
-
-__all__ = ["TokenStats", "measure_tokens"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +19,8 @@ class TokenStats:
     Attributes:
         id_counts: How often each id occurs, int64, shape (vocab_size,).
         document_lengths: Maps each length in tokens, separator included, to the
-            number of documents of that length. Ids after the last separator count as
-            a document only if the manifest counts one there.
+            number of documents of that length. Ids after the last separator count only
+            if they are a document.
     """
 
     id_counts: npt.NDArray[np.int64]
@@ -80,19 +73,42 @@ class TokenStats:
         ]
 
 
-def measure_tokens(path: str | os.PathLike[str]) -> TokenStats:
-    """Count the ids and documents of a token file that has a manifest.
+class TokenCounter:
+    """Adds up the statistics of ranges, in the order of the file.
 
-    Raises:
-        InputError: The file or its manifest is missing.
-        IntegrityError: The file and its manifest disagree.
+    >>> counter = TokenCounter(vocab_size=300)
+    >>> counter.add(3, np.array([2]), np.bincount([7, 256, 7], minlength=300))
+    >>> counter.finish(rest_is_document=True).document_lengths
+    {2: 1, 1: 1}
     """
-    vocab_size = read_manifest(path).vocab_size
-    id_counts = np.zeros(vocab_size, dtype=np.int64)
-    lengths: collections.Counter[int] = collections.Counter()
-    begin = 0
-    for ids, ends in scan_documents(path):
-        id_counts += np.bincount(ids, minlength=vocab_size)
-        lengths.update(np.diff(ends, prepend=begin).tolist())
-        begin = ends[-1] if len(ends) else begin
-    return TokenStats(id_counts, dict(lengths))
+
+    def __init__(self, vocab_size: int) -> None:
+        self._id_counts = np.zeros(vocab_size, dtype=np.int64)
+        self._lengths: collections.Counter[int] = collections.Counter()
+        self._rest = 0  # Ids since the last separator.
+
+    def add(
+        self, num_tokens: int, ends: npt.NDArray[Any], id_counts: npt.NDArray[Any]
+    ) -> None:
+        """Add a range.
+
+        Args:
+            num_tokens: Number of ids in it.
+            ends: Shape (k,): the positions in the range just after each separator.
+            id_counts: Shape (vocab_size,): how often each id occurs in it. Empty if
+                ids are not counted.
+        """
+        if len(id_counts):
+            self._id_counts += id_counts
+        if len(ends):
+            lengths = np.diff(ends, prepend=0)
+            lengths[0] += self._rest
+            self._lengths.update(lengths.tolist())
+            self._rest = 0
+        self._rest += num_tokens - (int(ends[-1]) if len(ends) else 0)
+
+    def finish(self, *, rest_is_document: bool) -> TokenStats:
+        """Return the statistics; say whether the rest is a document."""
+        if rest_is_document:
+            self._lengths[self._rest] += 1
+        return TokenStats(self._id_counts, dict(self._lengths))

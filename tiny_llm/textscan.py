@@ -1,96 +1,98 @@
 """Look for signs of the wrong file in a text while it is encoded.
 
-Plain text costs next to nothing to scan: one search for NUL bytes, and a check for
-JSON that stops at the first line.
+Ranges are scanned independently and merged. Plain text costs next to nothing to scan.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from typing import IO
 
 from tiny_llm.corpus import SEPARATOR, has_text
 
 # A longer document probably lacks separators.
 LONG_DOCUMENT_BYTES = 4 << 20
 
-# A longer line is not taken for JSON.
-_MAX_JSON_LINE_BYTES = 16 << 20
+# How much of a file is read to recognize JSON Lines.
+_HEAD_BYTES = 1 << 20
 
 
+@dataclasses.dataclass
 class TextScan:
-    """Scans a text chunk by chunk and reports what is odd about it.
+    """What was found in a text, or a range of it. Offsets count from the file's start.
 
     Attributes:
-        num_bytes: Size of the text so far.
+        num_bytes: Size of the text.
         has_text: Whether it holds more than separators and white space.
+        has_separator: Whether it holds a separator.
         rest_has_text: Whether there is text after the last separator, that is, a
             document that lacks its separator.
         num_nul_bytes: Number of NUL bytes.
+        first_nul: Offset of the first one.
         num_invalid_bytes: Number of bytes that are not valid UTF-8.
+        first_invalid: Offset of the first one.
     """
 
-    def __init__(self) -> None:
-        self.num_bytes = 0
-        self.has_text = False
-        self.rest_has_text = False
-        self.num_nul_bytes = 0
-        self.num_invalid_bytes = 0
-        self._first_nul = 0
-        self._first_invalid = 0
-        self._json_lines = _JsonLines()
+    num_bytes: int = 0
+    has_text: bool = False
+    has_separator: bool = False
+    rest_has_text: bool = False
+    num_nul_bytes: int = 0
+    first_nul: int = 0
+    num_invalid_bytes: int = 0
+    first_invalid: int = 0
 
-    def update(self, chunk: bytes, num_invalid_bytes: int = 0) -> None:
-        """Scan the next chunk.
+    def merge(self, after: TextScan) -> None:
+        """Add the scan of the range that follows."""
+        if not self.num_nul_bytes:
+            self.first_nul = after.first_nul
+        if not self.num_invalid_bytes:
+            self.first_invalid = after.first_invalid
+        self.num_nul_bytes += after.num_nul_bytes
+        self.num_invalid_bytes += after.num_invalid_bytes
+        self.rest_has_text = after.rest_has_text or (
+            self.rest_has_text and not after.has_separator
+        )
+        self.has_separator |= after.has_separator
+        self.has_text |= after.has_text
+        self.num_bytes += after.num_bytes
 
-        Args:
-            chunk: Cut as `read_chunks` does.
-            num_invalid_bytes: How many of its bytes are not valid UTF-8. The
-                tokenizer has counted them already; counting again would take a tenth
-                of the encoding time.
-        """
-        if (place := chunk.find(0)) >= 0:
-            if not self.num_nul_bytes:
-                self._first_nul = self.num_bytes + place
-            self.num_nul_bytes += chunk.count(0)
-        if num_invalid_bytes:
-            if not self.num_invalid_bytes:
-                self._first_invalid = self.num_bytes + _find_invalid(chunk)
-            self.num_invalid_bytes += num_invalid_bytes
-        self._json_lines.update(chunk)
-        self.has_text = self.has_text or has_text(chunk)
-        place = chunk.rfind(SEPARATOR)
-        rest = chunk[place + len(SEPARATOR) :] if place >= 0 else chunk
-        self.rest_has_text = has_text(rest) or (self.rest_has_text and place < 0)
-        self.num_bytes += len(chunk)
-
-    def warnings(self, path: str | os.PathLike[str], num_documents: int) -> list[str]:
+    def warnings(
+        self,
+        path: str | os.PathLike[str],
+        num_documents: int,
+        num_json_lines: int,
+        first_json: int,
+    ) -> list[str]:
         """Return one line for each sign that this may be the wrong text.
-
-        Call it once, after the last chunk.
 
         Args:
             path: Named in each line.
             num_documents: Number of documents in the text.
+            num_json_lines: Number of JSON objects the file begins with; see
+                `count_json_lines`.
+            first_json: The offset of the first.
         """
         lines = []
         if self.num_nul_bytes:
             lines.append(
                 f"{path} contains NUL bytes (count: {self.num_nul_bytes:,}, first "
-                f"offset: {self._first_nul:,}); they are encoded as they are, but "
+                f"offset: {self.first_nul:,}); they are encoded as they are, but "
                 "plain text has none, so check that this is the right file"
             )
         if self.num_invalid_bytes:
             lines.append(
                 f"{path} contains invalid UTF-8 (bytes: {self.num_invalid_bytes:,}, "
-                f"first offset: {self._first_invalid:,}); it is encoded byte for "
+                f"first offset: {self.first_invalid:,}); it is encoded byte for "
                 "byte, so convert the file to UTF-8 if it is in another encoding"
             )
-        if num_lines := self._json_lines.finish():
+        if num_json_lines:
             lines.append(
-                f"{path} is all JSON objects (lines: {num_lines:,}, first offset: "
-                f"{self._json_lines.first:,}); braces and keys are encoded too, so "
-                "write only the text to a file, with "
+                f"{path} begins with nothing but JSON objects (lines: "
+                f"{num_json_lines:,}, first offset: {first_json:,}); braces "
+                "and keys are encoded too, so write only the text to a file, with "
                 f"{SEPARATOR.decode()} after each document"
             )
         elif num_documents == 1 and self.num_bytes > LONG_DOCUMENT_BYTES:
@@ -101,41 +103,46 @@ class TextScan:
         return lines
 
 
-class _JsonLines:
-    """Counts lines that are JSON objects, up to the first that is not.
+def scan_text(text: bytes, begin: int, num_invalid_bytes: int) -> TextScan:
+    """Scan a range of a text.
 
-    Attributes:
-        first: The offset of the first object.
+    Args:
+        text: Cut where no id can change.
+        begin: Its offset in the file.
+        num_invalid_bytes: How many of its bytes are not valid UTF-8. The tokenizer has
+            counted them already; counting again would take a tenth of the encoding
+            time.
     """
+    place = text.rfind(SEPARATOR)
+    rest = text[place + len(SEPARATOR) :] if place >= 0 else text
+    nul = text.find(0)
+    return TextScan(
+        num_bytes=len(text),
+        has_text=has_text(text),
+        has_separator=place >= 0,
+        rest_has_text=has_text(rest),
+        num_nul_bytes=text.count(0) if nul >= 0 else 0,
+        first_nul=begin + max(nul, 0),
+        num_invalid_bytes=num_invalid_bytes,
+        first_invalid=begin + (_find_invalid(text) if num_invalid_bytes else 0),
+    )
 
-    def __init__(self) -> None:
-        self.first = 0
-        self._num_lines = 0
-        self._num_bytes = 0
-        self._line = b""
-        self._is_other = False
 
-    def update(self, chunk: bytes) -> None:
-        if self._is_other:
-            return
-        *lines, self._line = (self._line + chunk).split(b"\n")
-        for line in lines:
-            if line.strip():
-                if not _is_json_object(line):
-                    self._is_other = True
-                    return
-                if not self._num_lines:
-                    self.first = self._num_bytes + line.index(b"{")
-                self._num_lines += 1
-            self._num_bytes += len(line) + 1
-        begun = self._line.lstrip()[:1]
-        too_long = len(self._line) > _MAX_JSON_LINE_BYTES
-        self._is_other = begun not in (b"", b"{") or too_long
+def count_json_lines(file: IO[bytes]) -> tuple[int, int]:
+    """Read the beginning of a file, and see if every line is a JSON object.
 
-    def finish(self) -> int:
-        """Return the number of lines, or 0 if one is not a JSON object."""
-        self.update(b"\n")
-        return 0 if self._is_other else self._num_lines
+    Returns:
+        The number of lines read and the offset of the first object, or twice 0 if a
+        line is anything else.
+    """
+    head = file.read(_HEAD_BYTES)
+    lines = head.splitlines()
+    if len(head) == _HEAD_BYTES and lines:
+        lines.pop()  # It may be cut.
+    lines = [line for line in lines if line.strip()]
+    if not lines or not all(map(_is_json_object, lines)):
+        return 0, 0
+    return len(lines), head.index(b"{")
 
 
 def _is_json_object(line: bytes) -> bool:
@@ -147,10 +154,10 @@ def _is_json_object(line: bytes) -> bool:
         return False
 
 
-def _find_invalid(chunk: bytes) -> int:
+def _find_invalid(text: bytes) -> int:
     """Find the first byte that is not valid UTF-8."""
     try:
-        chunk.decode()
+        text.decode()
     except UnicodeDecodeError as error:
         return error.start
     return 0

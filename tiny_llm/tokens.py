@@ -1,17 +1,16 @@
-"""Token files: flat arrays of ids beside a JSON manifest.
+"""Token files: flat arrays of ids beside a JSON manifest and an index of documents.
 
 Written by encoding, read by batching; neither knows the other. `NAME.bin` holds
 little-endian uint16 (uint32 when vocab_size is above 65,536) and nothing else;
-`NAME.json` says what it must hold.
+`NAME.json` says what it must hold; `NAME.documents` says where documents start: the
+manifest's digest (32 bytes), then positions as little-endian int64.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,34 +18,37 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from tiny_llm.atomic import atomic_write, to_json
+from tiny_llm.atomic import atomic_write, copy_bytes, explain_full_disk, held_lock
 from tiny_llm.errors import ConfigError, InputError, IntegrityError
 from tiny_llm.manifest import (
     DTYPES,
     FORMAT_VERSION,
     Manifest,
     check_tokenizer,
+    digest_of_ranges,
     dtype_for,
+    format_manifest,
     manifest_path,
     read_manifest,
 )
 
 __all__ = [
+    "DIGEST_BYTES",
     "DTYPES",
     "Manifest",
     "TokenWriter",
+    "check_size",
     "check_tokenizer",
+    "documents_path",
     "dtype_for",
     "manifest_path",
+    "open_documents",
     "open_tokens",
     "read_manifest",
-    "scan_documents",
-    "verify",
     "write_tokens",
 ]
 
-# Damage is reported by blocks of this size.
-BLOCK_BYTES = 16 << 20
+DIGEST_BYTES = 32  # of an index
 
 # How many ids are read at a time.
 _BLOCK_TOKENS = 1 << 18
@@ -57,81 +59,106 @@ _HEADER_BYTES = 256 * 4
 _VERSIONS_AND_DTYPES = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
 
 
-class _Tally:
-    """Computes what a manifest says about the bytes of a token file."""
-
-    def __init__(self) -> None:
-        self.num_tokens = 0
-        self.sha256 = hashlib.sha256()
-        self.block_crc32: list[int] = []
-        self._block_left = 0
-
-    def update(self, ids: npt.NDArray[Any]) -> None:
-        """Add the next ids, shape (n,), in the dtype of the file."""
-        self.num_tokens += len(ids)
-        raw = ids.data.cast("B")
-        self.sha256.update(raw)
-        while raw:
-            if self._block_left == 0:
-                self.block_crc32.append(0)
-                self._block_left = BLOCK_BYTES
-            part = raw[: self._block_left]
-            self.block_crc32[-1] = zlib.crc32(part, self.block_crc32[-1])
-            self._block_left -= len(part)
-            raw = raw[len(part) :]
+def documents_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a token file's index: train.documents for train.bin."""
+    return Path(path).with_suffix(".documents")
 
 
 class TokenWriter:
-    """Appends ids to a token file; see `write_tokens`.
+    """Appends ranges of ids to a token file; see `write_tokens`.
 
     Attributes:
-        num_documents: Number of separators written so far; the caller adds 1 for a
-            last document that lacks its separator.
         num_bytes: Size of the encoded text; set by the caller.
+        rest_is_document: Whether the ids after the last separator are a document that
+            lacks its separator; set by the caller.
     """
 
     def __init__(
         self,
         file: IO[bytes],
+        index: IO[bytes],
         *,
         vocab_size: int,
         separator_id: int,
         tokenizer_sha256: str,
     ) -> None:
-        self._file = file
+        self._file, self._index = file, index
         self._dtype = dtype_for(vocab_size)
         self._vocab_size = vocab_size
         self._separator_id = separator_id
         self._tokenizer_sha256 = tokenizer_sha256
-        self._tally = _Tally()
-        self.num_documents = 0
+        self._range_tokens: list[int] = []
+        self._range_sha256: list[str] = []
+        self._num_tokens = self._num_ends = self._last_end = 0
+        self._index.write(bytes(DIGEST_BYTES))
         self.num_bytes = 0
+        self.rest_is_document = False
 
     def append(self, ids: npt.NDArray[Any]) -> None:
-        """Write ids, shape (n,).
+        """Write a range of ids, shape (n,).
 
         Raises:
             TypeError: Their dtype is wider than that of the file.
         """
         data = ids.astype(self._dtype, order="C", casting="safe", copy=False)
         self._file.write(data.data.cast("B"))
-        self._tally.update(data)
-        self.num_documents += int(np.count_nonzero(data == self._separator_id))
+        ends = np.flatnonzero(data == self._separator_id) + 1
+        self._add(len(data), hashlib.sha256(data.data.cast("B")).hexdigest(), ends)
 
-    def manifest(self) -> Manifest:
-        """Describe what has been written so far."""
-        return Manifest(
+    def append_file(
+        self, source: IO[bytes], num_tokens: int, sha256: str, ends: npt.NDArray[Any]
+    ) -> None:
+        """Copy a range of ids from an open file.
+
+        Args:
+            source: Holds the ids at its position, in the dtype of this file.
+            num_tokens: Number of ids.
+            sha256: Their digest.
+            ends: Shape (k,): the positions in the range just after each separator.
+
+        Raises:
+            IntegrityError: The file is too short.
+        """
+        num_bytes = num_tokens * self._dtype.itemsize
+        if copy_bytes(source, self._file, num_bytes) != num_bytes:
+            raise IntegrityError(
+                f"{source.name} holds fewer than {num_tokens:,} ids; encode again"
+            )
+        self._add(num_tokens, sha256, ends)
+
+    def _add(self, num_tokens: int, sha256: str, ends: npt.NDArray[Any]) -> None:
+        if len(ends):  # A document starts where the one before it ends.
+            ends = ends + self._num_tokens
+            starts = np.concatenate([[self._last_end], ends[:-1]])
+            self._index.write(starts.astype("<i8").data.cast("B"))
+            self._last_end = int(ends[-1])
+            self._num_ends += len(ends)
+        self._num_tokens += num_tokens
+        self._range_tokens.append(num_tokens)
+        self._range_sha256.append(sha256)
+
+    def finish(self) -> Manifest:
+        """Complete the index, and describe what has been written."""
+        if self.rest_is_document:
+            self._index.write(self._last_end.to_bytes(8, "little"))
+        if not self._range_tokens:
+            self.append(np.empty(0, self._dtype))
+        manifest = Manifest(
             format_version=FORMAT_VERSION,
             dtype=self._dtype.name,
-            num_tokens=self._tally.num_tokens,
-            num_documents=self.num_documents,
+            num_tokens=self._num_tokens,
+            num_documents=self._num_ends + int(self.rest_is_document),
             num_bytes=self.num_bytes,
             vocab_size=self._vocab_size,
             separator_id=self._separator_id,
-            sha256=self._tally.sha256.hexdigest(),
+            sha256=digest_of_ranges(self._range_sha256),
             tokenizer_sha256=self._tokenizer_sha256,
-            block_crc32=self._tally.block_crc32,
+            range_tokens=self._range_tokens,
+            range_sha256=self._range_sha256,
         )
+        self._index.seek(0)
+        self._index.write(bytes.fromhex(manifest.sha256))
+        return manifest
 
 
 @contextlib.contextmanager
@@ -142,14 +169,16 @@ def write_tokens(
     separator_id: int,
     tokenizer_sha256: str,
 ) -> Iterator[TokenWriter]:
-    """Write a token file and its manifest: both complete, or neither.
+    """Write a token file, its manifest and its index: all complete, or none.
 
-    The caller appends ids, sets `num_bytes`, and adds 1 to `num_documents` for a last
-    document that lacks its separator. An old manifest is removed before the new token
-    file replaces the old one, so the two are never from different runs.
+    The caller appends ids range by range, and sets `num_bytes` and `rest_is_document`.
+    The old token file is removed before the new manifest and index come, and the new
+    token file comes last, so a run that is killed leaves no token file beside the
+    manifest of another. Of two runs that finish together, one waits for the other.
 
     Args:
-        path: The token file, `NAME.bin`; the manifest is `NAME.json` beside it.
+        path: The token file, `NAME.bin`; the manifest is `NAME.json` beside it, the
+            index `NAME.documents`.
         vocab_size: Every id will be below it; decides the dtype.
         separator_id: The id that ends a document.
         tokenizer_sha256: `BPETokenizer.sha256` of the tokenizer that makes the ids.
@@ -158,22 +187,36 @@ def write_tokens(
         ConfigError: `path` does not end in .bin.
         ResourceError: The disk is full.
     """
-    if Path(path).suffix != ".bin":
+    target = Path(path)
+    if target.suffix != ".bin":
         raise ConfigError(
             f"{path}: a token file must be called NAME.bin, as its manifest will be "
             "NAME.json; give such a path"
         )
-    with atomic_write(manifest_path(path)) as manifest, atomic_write(path) as file:
+    with contextlib.ExitStack() as stack:
+        # Left in reverse order: the manifest gets its name first, the token file last.
+        lock = stack.enter_context(contextlib.ExitStack())
+        file = stack.enter_context(atomic_write(target))
+        index = stack.enter_context(atomic_write(documents_path(target)))
+        manifest_file = stack.enter_context(atomic_write(manifest_path(target)))
         writer = TokenWriter(
             file,
+            index,
             vocab_size=vocab_size,
             separator_id=separator_id,
             tokenizer_sha256=tokenizer_sha256,
         )
-        yield writer
-        manifest.write(to_json(dataclasses.asdict(writer.manifest())))
-        manifest.flush()
-        manifest_path(path).unlink(missing_ok=True)
+        try:
+            yield writer
+            manifest_file.write(format_manifest(writer.finish()))
+            for output in (file, index, manifest_file):
+                output.flush()
+                os.fsync(output.fileno())  # Before, not while, there is no token file.
+        except OSError as error:
+            explain_full_disk(error, target, Path(file.name))
+            raise
+        lock.enter_context(held_lock(target.with_suffix(".lock")))
+        target.unlink(missing_ok=True)
 
 
 def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
@@ -198,7 +241,7 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     if manifest_path(path).is_file():
         manifest = read_manifest(path)
         dtype = DTYPES[manifest.dtype]
-        _check_size(path, num_bytes, manifest)
+        check_size(path, num_bytes, manifest)
     elif Path(path).suffix != ".bin":
         raise InputError(
             f"{path} has no manifest and is not called NAME.bin; give a token file"
@@ -237,95 +280,58 @@ def _read_header(path: str | os.PathLike[str], num_bytes: int) -> np.dtype[Any] 
     return dtype
 
 
-def scan_documents(
-    path: str | os.PathLike[str],
-) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
-    """Read a token file block by block, with the positions where documents end.
+def open_documents(
+    path: str | os.PathLike[str], manifest: Manifest
+) -> npt.NDArray[Any]:
+    """Return where the documents of a token file start.
 
-    A document ends after its separator, or at the end of the file. White space after
-    the last separator is not a document, but other text is; the manifest's count tells
-    which it is.
+    A document starts at 0 and after each separator, so a newline after a separator
+    belongs to the next document. White space after the last separator is not a
+    document.
 
-    Yields:
-        The ids of a block, shape (n,), and the positions where documents end in it,
-        shape (k,), int64, counted from the beginning of the file.
+    Returns:
+        Shape (num_documents,), int64, increasing from 0: the index, mapped into memory
+        read-only. Without an index (format version 1), the ids are read instead.
 
     Raises:
-        InputError: The file or its manifest is missing.
-        IntegrityError: The two disagree.
+        IntegrityError: The index belongs to other ids or is damaged.
     """
-    manifest = read_manifest(path)
-    num_tokens = len(open_tokens(path))
-    seen = num_ended = 0
+    index = documents_path(path)
+    if not index.is_file():
+        return _scan_documents(path, manifest)
+    with open(index, "rb") as file:
+        digest = file.read(DIGEST_BYTES).hex()
+    expected = DIGEST_BYTES + 8 * manifest.num_documents
+    starts = np.empty(0, "<i8")
+    if digest == manifest.sha256 and index.stat().st_size == expected:
+        if manifest.num_documents == 0:
+            return starts
+        starts = np.memmap(index, dtype="<i8", mode="r", offset=DIGEST_BYTES)
+    if len(starts) == 0 or starts[0] != 0 or starts[-1] >= manifest.num_tokens:
+        raise IntegrityError(
+            f"{index} is not the index of {path}: it is damaged or of other ids; "
+            "encode the text again"
+        )
+    return starts
+
+
+def _scan_documents(
+    path: str | os.PathLike[str], manifest: Manifest
+) -> npt.NDArray[np.int64]:
+    """Find where documents start by reading all ids, block by block."""
+    starts, begin = [np.zeros(1, np.int64)], 0
     # Read, not mapped: mapped pages count as memory of the process.
     with open(path, "rb") as file:
         while len(ids := np.fromfile(file, DTYPES[manifest.dtype], _BLOCK_TOKENS)):
-            ends = np.flatnonzero(ids == manifest.separator_id) + (seen + 1)
-            seen, num_ended = seen + len(ids), num_ended + len(ends)
-            if seen == num_tokens and num_ended < manifest.num_documents:
-                ends = np.append(ends, num_tokens)
-            yield ids, ends
+            starts.append(np.flatnonzero(ids == manifest.separator_id) + (begin + 1))
+            begin += len(ids)
+    return np.concatenate(starts)[: manifest.num_documents]
 
 
-def verify(
-    path: str | os.PathLike[str], tokenizer_sha256: str | None = None
-) -> Manifest:
-    """Check every byte of a token file against its manifest.
-
-    Args:
-        path: The token file.
-        tokenizer_sha256: If given, the tokenizer that must have made the ids.
-
-    Raises:
-        InputError: The file or its manifest is missing.
-        IntegrityError: They disagree; names the damaged blocks.
-    """
-    manifest = read_manifest(path)
-    if tokenizer_sha256 is not None:
-        check_tokenizer(path, manifest, tokenizer_sha256)
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such token file; encode the text again")
-    _check_size(path, os.path.getsize(path), manifest)
-    tally = _Tally()
-    num_separators = largest_id = 0
-    ends_in_separator = True
-    with open(path, "rb") as file:
-        while len(ids := np.fromfile(file, DTYPES[manifest.dtype], _BLOCK_TOKENS)):
-            tally.update(ids)
-            num_separators += int(np.count_nonzero(ids == manifest.separator_id))
-            largest_id = max(largest_id, int(ids.max()))
-            ends_in_separator = bool(ids[-1] == manifest.separator_id)
-    found, said = tally.block_crc32, manifest.block_crc32
-    if tally.sha256.hexdigest() != manifest.sha256:
-        damaged = [i for i, crc32 in enumerate(found) if said[i : i + 1] != [crc32]]
-        where = ", ".join(
-            f"block {i} (bytes {i * BLOCK_BYTES:,} to {(i + 1) * BLOCK_BYTES:,})"
-            for i in damaged[:5]
-        )
-        raise IntegrityError(
-            f"{path}: sha256 is {tally.sha256.hexdigest()}, its manifest says "
-            f"{manifest.sha256}; damaged: {where or 'the manifest'}; "
-            "encode the text again"
-        )
-    # Text after the last separator may be a document, or only white space.
-    num_unended = manifest.num_documents - num_separators
-    if (
-        found != said
-        or not 0 <= num_unended <= (not ends_in_separator)
-        or largest_id >= manifest.vocab_size
-    ):
-        raise IntegrityError(
-            f"{manifest_path(path)} is damaged: {path} has the right sha256, but not "
-            f"the same block checksums, {manifest.num_documents:,} documents (found "
-            f"{num_separators:,} separators) or ids below {manifest.vocab_size:,} "
-            f"(found {largest_id:,}); encode the text again"
-        )
-    return manifest
-
-
-def _check_size(
+def check_size(
     path: str | os.PathLike[str], num_bytes: int, manifest: Manifest
 ) -> None:
+    """Raise an IntegrityError unless a token file has the size its manifest says."""
     expected = manifest.num_tokens * DTYPES[manifest.dtype].itemsize
     if num_bytes != expected:
         raise IntegrityError(

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from tiny_llm.batching.documents import load_document_starts
 from tiny_llm.batching.permutation import Ints
 from tiny_llm.batching.sampling import (
     Samples,
@@ -40,6 +39,7 @@ from tiny_llm.tokens import (
     Manifest,
     check_tokenizer,
     manifest_path,
+    open_documents,
     open_tokens,
     read_manifest,
 )
@@ -258,7 +258,7 @@ class TokenFile(ArraySource):
         if self.manifest is None:
             return super().document_starts()
         if self._index is None:
-            self._index = ArraySource(load_document_starts(self.path, self.manifest))
+            self._index = ArraySource(open_documents(self.path, self.manifest))
         return self._index.read(0, len(self._index))
 
     def fingerprint(self) -> str:
