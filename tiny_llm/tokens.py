@@ -176,7 +176,9 @@ def write_tokens(
         manifest_path(path).unlink(missing_ok=True)
 
 
-def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+def open_tokens(
+    path: str | os.PathLike[str],
+) -> tuple[npt.NDArray[Any], Manifest | None]:
     """Map a token file into memory, read-only.
 
     Its size must match the manifest; `verify` checks the bytes as well. A .bin file
@@ -184,7 +186,8 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     gives the dtype.
 
     Returns:
-        Shape (N,), little-endian uint16 or uint32; pages are read when touched.
+        The ids, shape (N,), little-endian uint16 or uint32, whose pages are read when
+        touched; and the manifest, or None if there is none.
 
     Raises:
         InputError: The file is missing, empty, or not a token file.
@@ -194,7 +197,8 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         raise InputError(
             f"{path}: no such token file; `dvc repro` makes those of the pipeline"
         )
-    num_bytes, offset = os.path.getsize(path), 0
+    manifest, offset = None, 0
+    num_bytes = os.path.getsize(path)
     if manifest_path(path).is_file():
         manifest = read_manifest(path)
         dtype = DTYPES[manifest.dtype]
@@ -212,7 +216,7 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
             f"{path} holds {num_bytes - offset:,} bytes, not a positive number of "
             f"{dtype.name} ids; encode the text again"
         )
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset)
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset), manifest
 
 
 def _read_header(path: str | os.PathLike[str], num_bytes: int) -> np.dtype[Any] | None:
@@ -255,7 +259,7 @@ def scan_documents(
         IntegrityError: The two disagree.
     """
     manifest = read_manifest(path)
-    num_tokens = len(open_tokens(path))
+    num_tokens = len(open_tokens(path)[0])
     seen = num_ended = 0
     # Read, not mapped: mapped pages count as memory of the process.
     with open(path, "rb") as file:
