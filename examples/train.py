@@ -229,7 +229,10 @@ def sample_story(model: GPT, bpe: BPETokenizer, config: Config) -> str:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `train` saved; weights_only, so the file cannot run code."""
     if not path.is_file():
-        raise InputError(f"{path}: no checkpoint to resume from; leave out --resume")
+        raise InputError(
+            f"{path}: no checkpoint to resume from; give the --out of the run that "
+            "stopped, or leave out --resume"
+        )
     try:
         return torch.load(path, "cpu", weights_only=True)
     except Exception as error:

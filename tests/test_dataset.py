@@ -26,6 +26,11 @@ def test_a_data_loader_gives_the_same_batches_in_order(tmp_path, num_workers):
     assert found == [x.tolist() for _, (x, _) in expected]
 
 
+def test_a_dataset_without_a_seed_says_what_to_give():
+    with pytest.raises(ValueError, match="BatchDataset needs a seed; give one, such"):
+        BatchDataset(IDS, 4, 8)
+
+
 def test_a_dataset_yields_a_dict_for_hugging_face_models():
     """They shift the labels themselves, so labels equal input_ids."""
     dataset = BatchDataset(IDS, 4, 8, seed=3, as_dict=True)

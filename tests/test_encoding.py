@@ -31,7 +31,7 @@ def encode(tokenizer, tmp_path, content, **options):
 
 def test_token_file_decodes_to_the_source_bytes(tokenizer, tmp_path, text):
     manifest = encode(tokenizer, tmp_path, text)
-    ids = open_tokens(tmp_path / "out.bin")
+    ids, _ = open_tokens(tmp_path / "out.bin")
     assert tokenizer.decode_bytes(ids) == text
     assert verify(tmp_path / "out.bin", tokenizer.sha256) == manifest
     assert manifest.num_bytes == len(text)
@@ -52,7 +52,7 @@ def test_token_file_decodes_to_the_source_bytes(tokenizer, tmp_path, text):
 )
 def test_any_bytes_come_back_unchanged(tokenizer, tmp_path, content):
     encode(tokenizer, tmp_path, content)
-    assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")) == content
+    assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")[0]) == content
 
 
 @pytest.mark.filterwarnings("ignore:.*(NUL bytes|invalid UTF-8):UserWarning")
@@ -62,7 +62,7 @@ def test_random_bytes_come_back_unchanged_for_any_range_size(tokenizer, tmp_path
         parts = [dice.randbytes(dice.randrange(40)), SEP, b" \n", b"the cat"]
         content = b"x" + b"".join(dice.choices(parts, k=dice.randrange(20)))
         encode(tokenizer, tmp_path, content, range_bytes=dice.randrange(1, 100))
-        assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")) == content
+        assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")[0]) == content
 
 
 def read_files(path):
@@ -172,7 +172,7 @@ def test_a_text_that_may_be_the_wrong_one_is_encoded_with_a_warning(
     assert message.startswith(f"{tmp_path / 'in.txt'} ")
     assert "\n" not in message
     assert caught[0].filename == __file__
-    assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")) == content
+    assert tokenizer.decode_bytes(open_tokens(tmp_path / "out.bin")[0]) == content
 
 
 def test_a_long_text_without_separators_is_encoded_with_a_warning(
@@ -247,7 +247,7 @@ def test_a_vocab_above_65536_gives_uint32(tmp_path):
     merges = wide_merges()
     tokenizer = BPETokenizer(merges)
     assert encode(tokenizer, tmp_path, b"".join(merges[-1])).dtype == "uint32"
-    assert open_tokens(tmp_path / "out.bin").tolist() == [65_536 + 256]
+    assert open_tokens(tmp_path / "out.bin")[0].tolist() == [65_536 + 256]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")

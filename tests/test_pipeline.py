@@ -68,7 +68,7 @@ def test_token_files_decode_to_the_built_in_corpus(built_clone):
     tokenizer = BPETokenizer.load(build / "tokenizer.json")
     assert tokenizer.vocab_size == 4096
     for split in ("train", "valid"):
-        ids = open_tokens(build / "tokens" / f"{split}.bin")
+        ids, _ = open_tokens(build / "tokens" / f"{split}.bin")
         source = (built_clone.path / "data" / f"{split}.txt").read_bytes()
         assert tokenizer.decode_bytes(ids) == source
         report = read_json(built_clone, f"reports/encode-{split}.json")
@@ -140,7 +140,7 @@ def test_an_experiment_on_a_folder_of_your_own(clone, tmp_path, text):
     clone.dvc("exp", "run", "-S", f"fetch.source={source}")
     build = clone.path / "build"
     tokenizer = BPETokenizer.load(build / "tokenizer.json")
-    ids = open_tokens(build / "tokens" / "valid.bin")
+    ids, _ = open_tokens(build / "tokens" / "valid.bin")
     assert tokenizer.decode_bytes(ids) == (source / "valid.txt").read_bytes()
 
 

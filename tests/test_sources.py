@@ -21,8 +21,8 @@ from tiny_llm.batching import (
     get_batch,
     load_token_array,
 )
-from tiny_llm.batching.loading import as_source
-from tiny_llm.batching.sources import DeviceArray, IdArray, JoinedArrays
+from tiny_llm.batching.loading import JoinedArrays, as_source
+from tiny_llm.batching.sources import DeviceArray, IdArray
 from tiny_llm.tokens import read_manifest
 
 

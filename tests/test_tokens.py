@@ -53,7 +53,8 @@ def test_ids_are_little_endian_and_as_wide_as_the_vocab_needs(
         i.to_bytes(width, "little") for i in (1, 256, 0x1234 % vocab_size)
     )
     assert path.read_bytes() == golden
-    ids = open_tokens(path)
+    ids, manifest = open_tokens(path)
+    assert manifest == read_manifest(path)
     assert ids.tolist() == [1, 256, 0x1234 % vocab_size]
     assert ids.dtype.itemsize == width
     assert not ids.flags.writeable
@@ -126,7 +127,7 @@ def test_another_tokenizer_is_refused(tmp_path):
 def test_the_manifest_decides_the_dtype(tmp_path):
     path = tmp_path / "train.bin"
     write(path, [1, 70_000], vocab_size=80_000)
-    assert open_tokens(path).tolist() == [1, 70_000]
+    assert open_tokens(path)[0].tolist() == [1, 70_000]
     edit_manifest(path, dtype="uint16", num_tokens=4, range_tokens=[4, 0, 0])
     with pytest.raises(IntegrityError, match=r"dtype is 'uint16', but a vocab_size"):
         open_tokens(path)
@@ -280,7 +281,7 @@ def write_version_1(path, ids):
 def test_a_file_of_format_version_1_is_still_read(tmp_path):
     path = tmp_path / "train.bin"
     write_version_1(path, [5, 256, 299, 256, 9])
-    assert open_tokens(path).tolist() == [5, 256, 299, 256, 9]
+    assert open_tokens(path)[0].tolist() == [5, 256, 299, 256, 9]
     assert verify(path, "t" * 64).format_version == 1
     assert open_documents(path, read_manifest(path)).tolist() == [0, 2, 4]
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
@@ -306,7 +307,7 @@ def test_a_manifest_of_another_format_is_refused(tmp_path):
 def test_a_file_without_manifest_is_read_as_uint16(tmp_path):
     path = tmp_path / "bare.bin"
     path.write_bytes(b"\x01\x00\x02\x01")
-    assert open_tokens(path).tolist() == [1, 258]
+    assert open_tokens(path)[0].tolist() == [1, 258]
     with pytest.raises(InputError, match="no manifest"):
         verify(path)
 
@@ -327,8 +328,8 @@ def test_a_file_of_llm_c_is_read_without_its_header(
 ):
     path = tmp_path / "fineweb_train_000001.bin"
     llm_c_file(path, magic, version, ids, dtype)
-    found = open_tokens(path)
-    assert (found.tolist(), found.dtype) == (ids, np.dtype(dtype))
+    found, manifest = open_tokens(path)
+    assert (found.tolist(), found.dtype, manifest) == (ids, np.dtype(dtype), None)
     assert not found.flags.writeable
 
     llm_c_file(path, magic, version + 1, ids, dtype)
@@ -353,7 +354,7 @@ def test_a_manifest_is_trusted_even_if_ids_look_like_a_header(tmp_path):
     path = tmp_path / "train.bin"
     ids = np.array([20240520, 1, 300], "<i4").view("<u2").tolist()
     write(path, ids, vocab_size=65_536)
-    assert open_tokens(path).tolist() == ids
+    assert open_tokens(path)[0].tolist() == ids
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01\x00\x02"])

@@ -237,6 +237,12 @@ def test_a_run_is_not_overwritten(refuse, begun):
     assert "checkpoint.pt exists; give --resume or another --out" in line
 
 
+def test_resume_without_the_out_of_the_run_names_out(refuse, begun, tmp_path):
+    status, line = refuse(tmp_path / "default", resume=True)
+    assert status == 3
+    assert "give the --out of the run that stopped, or leave out --resume" in line
+
+
 def test_a_damaged_checkpoint_is_refused(refuse, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"PK")
     status, line = refuse(tmp_path, resume=True)

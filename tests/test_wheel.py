@@ -33,7 +33,8 @@ from typing_extensions import assert_type
 
 from tiny_llm import __version__
 from tiny_llm.batching import Mixture, batches, get_batch, load_token_array
-from tiny_llm.batching.sources import DeviceArray, JoinedArrays, TokenFile
+from tiny_llm.batching.loading import JoinedArrays, TokenFile
+from tiny_llm.batching.sources import DeviceArray
 from tiny_llm.encoding import encode_file
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import Manifest

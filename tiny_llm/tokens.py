@@ -219,7 +219,9 @@ def write_tokens(
         target.unlink(missing_ok=True)
 
 
-def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+def open_tokens(
+    path: str | os.PathLike[str],
+) -> tuple[npt.NDArray[Any], Manifest | None]:
     """Map a token file into memory, read-only.
 
     Its size must match the manifest; `verify` checks the bytes as well. A .bin file
@@ -227,7 +229,8 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     gives the dtype.
 
     Returns:
-        Shape (N,), little-endian uint16 or uint32; pages are read when touched.
+        The ids, shape (N,), little-endian uint16 or uint32, whose pages are read when
+        touched; and the manifest, or None if there is none.
 
     Raises:
         InputError: The file is missing, empty, or not a token file.
@@ -237,7 +240,8 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         raise InputError(
             f"{path}: no such token file; `dvc repro` makes those of the pipeline"
         )
-    num_bytes, offset = os.path.getsize(path), 0
+    manifest, offset = None, 0
+    num_bytes = os.path.getsize(path)
     if manifest_path(path).is_file():
         manifest = read_manifest(path)
         dtype = DTYPES[manifest.dtype]
@@ -255,7 +259,7 @@ def open_tokens(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
             f"{path} holds {num_bytes - offset:,} bytes, not a positive number of "
             f"{dtype.name} ids; encode the text again"
         )
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset)
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset), manifest
 
 
 def _read_header(path: str | os.PathLike[str], num_bytes: int) -> np.dtype[Any] | None:

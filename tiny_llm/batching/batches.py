@@ -65,7 +65,7 @@ def get_batch(
         ValueError: An argument is out of range or needs a seed, there are too few ids,
             `data` is not ids, or its file was damaged.
     """
-    source = as_source(data)
+    source: Source = as_source(data)
     batch_size = check_int("batch_size", batch_size)
     seq_len = check_int("seq_len", seq_len)
     if seed is None:
@@ -76,7 +76,7 @@ def get_batch(
             batch_size, seed, step, rank, world_size, num_samples, replace
         )
     stride = int(world_size) * batch_size
-    return _draw(source, samples, seq_len, device, align, stride)
+    return source.draw_batch(samples, seq_len, device, align, stride)
 
 
 def _require_seed(*values: object) -> None:
@@ -88,23 +88,6 @@ def _require_seed(*values: object) -> None:
     triples = zip(names, values, defaults, strict=True)
     given = ", ".join(f"{name}={value!r}" for name, value, x in triples if value != x)
     raise ValueError(f"{given} needs a seed; give one, such as seed=0")
-
-
-def _draw(
-    source: Source,
-    samples: Samples,
-    seq_len: int,
-    device: Device,
-    align: str | None,
-    stride: int,
-) -> Batch:
-    """Draw the batch of `samples`; the next one is `stride` samples later."""
-    starts = source.choose_starts(samples, seq_len, align)
-    batch = source.cut_batch(starts, seq_len, device)
-    if source.is_random and samples.seed is not None:
-        ahead = samples._replace(first=samples.first + stride)
-        source.read_ahead(source.choose_starts(ahead, seq_len, align), seq_len)
-    return batch
 
 
 def batches(
@@ -166,7 +149,7 @@ def batches(
 
     def make(step: int) -> Batch:
         mine = samples._replace(first=samples.first + (step - start) * stride)
-        return _draw(source, mine, int(seq_len), device, align, stride)
+        return source.draw_batch(mine, int(seq_len), device, align, stride)
 
     return _prefetch(make, start, prefetch)
 

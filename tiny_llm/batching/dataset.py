@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tiny_llm.batching.batches import batches
 from tiny_llm.batching.loading import Data
 from tiny_llm.batching.windows import Batch
+from tiny_llm.errors import ConfigError
 
 
 class BatchDataset(IterableDataset[Any]):
@@ -37,6 +38,8 @@ class BatchDataset(IterableDataset[Any]):
         **options: Any,
     ) -> None:
         """Take the arguments of `batches`, and validate them immediately."""
+        if "seed" not in options:
+            raise ConfigError("BatchDataset needs a seed; give one, such as seed=0")
         self._batches = functools.partial(batches, data, batch_size, seq_len, **options)
         self._batches()
         self._batch_size = int(batch_size)

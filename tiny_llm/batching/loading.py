@@ -1,32 +1,167 @@
-"""Loading: open paths, and wrap arrays and tensors as sources."""
+"""Loading: open token files, alone or joined, and wrap arrays as sources."""
 
 from __future__ import annotations
 
 import functools
 import glob
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 
+from tiny_llm.batching.permutation import Ints
 from tiny_llm.batching.sources import (
     CHUNK,
     ArraySource,
     DeviceArray,
-    JoinedArrays,
+    IdArray,
     Source,
-    StrPath,
-    TokenFile,
 )
 from tiny_llm.batching.windows import Device, Ids, check_device
 from tiny_llm.errors import InputError
 from tiny_llm.layout import SPLITS, split_path
-from tiny_llm.tokens import manifest_path
+from tiny_llm.tokens import check_tokenizer, manifest_path, open_documents, open_tokens
 
+# B = batch_size, T = seq_len, N = ids in the source
+StrPath = str | os.PathLike[str]
 Data = Source | Ids | torch.Tensor | StrPath
+_OPEN_DATA = (np.ndarray, Source, torch.Tensor)  # All of it but paths.
+
+
+class TokenFile(ArraySource):
+    """A token file, mapped into memory and sliced like a read-only array.
+
+    Only the pages that are touched are read. Pickles as the path, not the ids.
+
+    Attributes:
+        path: Absolute.
+        ids: Shape (N,), uint16 or uint32, read-only.
+    """
+
+    def __init__(self, path: StrPath, access: str = "normal") -> None:
+        ids, self.manifest = open_tokens(path)
+        super().__init__(ids)
+        self.path = os.path.abspath(path)
+        self._index: ArraySource | None = None
+        if self.manifest:
+            self.id_limit = self.manifest.vocab_size
+        self.is_random = access == "random"
+        if self.is_random:
+            self._file.advise_random()
+
+    def __reduce__(self) -> Any:
+        return TokenFile, (self.path, "random" if self.is_random else "normal")
+
+    def __repr__(self) -> str:
+        return f"TokenFile({self.path!r}, {len(self):,} ids, {self.dtype})"
+
+    def will_need(self, begin: int, end: int) -> None:
+        itemsize = self.dtype.itemsize
+        self._file.will_need(begin * itemsize, end * itemsize)
+
+    def document_starts(self) -> Ints:
+        if self.manifest is None:
+            return super().document_starts()
+        if self._index is None:
+            self._index = ArraySource(open_documents(self.path, self.manifest))
+        return self._index.read(0, len(self._index))
+
+    def fingerprint(self) -> str:
+        return self.manifest.sha256 if self.manifest else super().fingerprint()
+
+
+class JoinedArrays(IdArray):
+    """Several arrays of ids end to end; a window may span two or more of them.
+
+    Slicing copies.
+
+    Attributes:
+        parts: The arrays; all hold ids of one dtype and one tokenizer.
+        begins, ends: Shape (number of parts,), int64: start and end of each part.
+    """
+
+    def __init__(self, parts: Sequence[IdArray], label: str = "token array") -> None:
+        """Join arrays; `label` is what an error calls one of them."""
+        self.parts = list(parts)
+        _check_same_tokenizer(self.parts, label)
+        self.ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+        self.begins = np.append(0, self.ends[:-1])
+        self.dtype = self.parts[0].dtype
+        self.is_random = any(part.is_random for part in self.parts)
+        first = next((part for part in self.parts if part.manifest), self.parts[0])
+        self.manifest, self.id_limit = first.manifest, first.id_limit
+
+    def __reduce__(self) -> Any:
+        return JoinedArrays, (self.parts,)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def _pieces(self, begin: int, end: int) -> Iterator[tuple[IdArray, int, int]]:
+        """Where the ids from begin to end are: parts, with a range in each."""
+        number = int(np.searchsorted(self.ends, begin, side="right"))
+        while begin < end:
+            part, offset = self.parts[number], int(self.begins[number])
+            yield part, begin - offset, min(end - offset, len(part))
+            begin, number = offset + len(part), number + 1
+
+    def read(self, begin: int, end: int) -> Ids:
+        pieces = [part.read(low, high) for part, low, high in self._pieces(begin, end)]
+        return np.concatenate(pieces)
+
+    def read_windows(self, starts: Ints, seq_len: int) -> Ids:
+        windows = np.empty((len(starts), seq_len + 1), self.dtype)
+        numbers = np.searchsorted(self.ends, starts, side="right")
+        begins = (starts - self.begins[numbers]).tolist()
+        # Slice once per part, not per row: each slice checks the file size.
+        ids = {number: self.parts[number][:] for number in set(numbers.tolist())}
+        for row, number in enumerate(numbers.tolist()):
+            window = ids[number][begins[row] : begins[row] + seq_len + 1]
+            if len(window) <= seq_len:
+                window = self.read(starts[row], starts[row] + seq_len + 1)
+            windows[row] = window
+        self.check_ids(windows)
+        return windows
+
+    def will_need(self, begin: int, end: int) -> None:
+        for part, low, high in self._pieces(begin, end):
+            part.will_need(low, high)
+
+    @functools.cached_property
+    def _index(self) -> Ints:
+        pairs = zip(self.parts, self.begins, strict=True)
+        return np.concatenate([part.document_starts() + begin for part, begin in pairs])
+
+    def document_starts(self) -> Ints:
+        return self._index
+
+    def fingerprint(self) -> str:
+        digests = [part.fingerprint() for part in self.parts]
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _check_same_tokenizer(parts: Sequence[IdArray], label: str) -> None:
+    """Raise a ValueError unless arrays have one dtype and one tokenizer."""
+    if not parts:
+        raise ValueError(f"there is no {label}; give at least one")
+    digest = None
+    for number, part in enumerate(parts):
+        if part.dtype != parts[0].dtype:
+            raise ValueError(
+                f"{label} {number} holds {part.dtype} ids, but the first holds "
+                f"{parts[0].dtype}; encode both with one tokenizer, or convert an "
+                "array with .astype"
+            )
+        if part.manifest:
+            digest = digest or part.manifest.tokenizer_sha256
+            path = getattr(part, "path", f"{label} {number}")
+            check_tokenizer(path, part.manifest, digest)
 
 
 def as_source(data: Data) -> Source:
@@ -35,24 +170,26 @@ def as_source(data: Data) -> Source:
     Raises:
         ValueError: `data` is not an integer array, a tensor or a path.
     """
+    if not isinstance(data, _OPEN_DATA):
+        return _open_cached(data)
     if isinstance(data, np.ndarray):
         return ArraySource(data)
-    if isinstance(data, Source):
-        return data
-    if isinstance(data, str | os.PathLike):
-        path = _find_path(data)
-        return _open_version(path, _version(path), _version(manifest_path(path)))
-    if isinstance(data, torch.Tensor):
-        return DeviceArray(data)
-    raise ValueError(
-        f"data is of type {type(data).__name__}; give what load_token_array returns, "
-        "a one-dimensional array of integers, or a path"
-    )
+    return DeviceArray(data) if isinstance(data, torch.Tensor) else data
+
+
+def _open_cached(path: StrPath) -> TokenFile:
+    """Open a token file, unless it is open already and has not changed since."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(
+            f"data is of type {type(path).__name__}; give what load_token_array "
+            "returns, a one-dimensional array of integers, or a path"
+        )
+    path = _find_path(path)
+    return _open_version(path, _version(path), _version(manifest_path(path)))
 
 
 @functools.lru_cache(maxsize=8)
 def _open_version(path: Path, *_: object) -> TokenFile:
-    """Open a token file, unless this version of it is open already."""
     return TokenFile(path)
 
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from tiny_llm.batching.loading import Data, as_source
+from tiny_llm.batching.loading import Data, JoinedArrays, as_source
 from tiny_llm.batching.permutation import Ints, keyed_philox
 from tiny_llm.batching.sampling import Samples, choose
-from tiny_llm.batching.sources import DeviceArray, Source, check_same_tokenizer
+from tiny_llm.batching.sources import DeviceArray, IdArray, Source
 from tiny_llm.batching.windows import Ids
 
 _MAX_BLOCK = 1 << 20
@@ -63,16 +63,16 @@ class Mixture(Source):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ValueError(f"source {number} is not a pair (data, weight)")
         weights = [_check_weight(n, weight) for n, (_, weight) in enumerate(pairs)]
-        self.sources = [as_source(data) for data, _ in pairs]
-        for number, source in enumerate(self.sources):
-            if isinstance(source, Mixture | DeviceArray):
+        self.sources: list[IdArray] = []
+        for number, source in enumerate(as_source(data) for data, _ in pairs):
+            if not isinstance(source, IdArray) or isinstance(source, DeviceArray):
                 raise ValueError(
                     f"source {number} is of type {type(source).__name__}; give token "
                     "files or arrays in memory, each with its own weight"
                 )
-        check_same_tokenizer(self.sources, "source")
-        self.dtype = self.sources[0].dtype
-        self.is_random = any(source.is_random for source in self.sources)
+            self.sources.append(source)
+        self._joined = JoinedArrays(self.sources, "source")
+        self.dtype, self.is_random = self._joined.dtype, self._joined.is_random
         self.shares = [weight / sum(weights) for weight in weights]
         smallest = math.ceil(1 / min(self.shares))
         self.block_size = max(1024, 1 << (smallest - 1).bit_length())
@@ -81,14 +81,13 @@ class Mixture(Source):
                 f"source {self.shares.index(min(self.shares))} has a share of less "
                 f"than one sample in {_MAX_BLOCK:,}; remove it or increase its weight"
             )
-        self._begins = np.cumsum([0, *map(len, self.sources)], dtype=np.int64)
         self._last_block: tuple[object, tuple[Ints, Ints]] | None = None
 
     def __reduce__(self) -> Any:
         return Mixture, (list(zip(self.sources, self.shares, strict=True)),)
 
     def __len__(self) -> int:
-        return int(self._begins[-1])
+        return len(self._joined)
 
     def __repr__(self) -> str:
         pairs = zip(self.shares, self.sources, strict=True)
@@ -147,7 +146,7 @@ class Mixture(Source):
                 if samples.seed is not None:
                     own = own._replace(seed=f"{samples.seed}/{number}")
                 chosen = source.choose_starts(own, seq_len, align)
-                starts[rows] = chosen + self._begins[number]
+                starts[rows] = chosen + self._joined.begins[number]
         return starts
 
     def _assign(self, samples: Samples) -> tuple[Ints, Ints]:
@@ -160,18 +159,16 @@ class Mixture(Source):
 
     def read_windows(self, starts: Ints, seq_len: int) -> Ids:
         windows = np.empty((len(starts), seq_len + 1), self.dtype)
-        numbers = np.searchsorted(self._begins, starts, side="right") - 1
+        numbers = np.searchsorted(self._joined.ends, starts, side="right")
         for number, source in enumerate(self.sources):
             rows = (numbers == number).nonzero()[0]
             if len(rows):
-                own = starts[rows] - self._begins[number]
+                own = starts[rows] - self._joined.begins[number]
                 windows[rows] = source.read_windows(own, seq_len)
         return windows
 
     def will_need(self, begin: int, end: int) -> None:
-        number = int(np.searchsorted(self._begins, begin, side="right")) - 1
-        offset = int(self._begins[number])
-        self.sources[number].will_need(begin - offset, end - offset)
+        self._joined.will_need(begin, end)
 
     def fingerprint(self) -> str:
         """Return a digest of the sources and their shares."""

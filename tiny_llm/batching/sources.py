@@ -1,16 +1,15 @@
 """Sources: what batches are drawn from, one class per kind of data.
 
-`get_batch` and `Mixture` use only the `Source` interface; `IdArray` adds slicing. A new
-kind of data is one more class.
+`get_batch` uses only the `Source` interface; `IdArray` adds slicing, and can be one
+source of a mixture. A new kind of data is one more class. Arrays and tensors are here;
+`loading` has token files, and `mixture` mixtures.
 """
 
 from __future__ import annotations
 
 import abc
-import functools
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+import mmap
 from typing import Any
 
 import numpy as np
@@ -27,26 +26,15 @@ from tiny_llm.batching.windows import (
     Batch,
     Device,
     Ids,
-    MappedFile,
     check_device,
     cut_windows,
     split_windows,
     to_batch,
 )
 from tiny_llm.errors import IntegrityError
-from tiny_llm.tokens import (
-    DTYPES,
-    Manifest,
-    check_tokenizer,
-    manifest_path,
-    open_documents,
-    open_tokens,
-    read_manifest,
-)
+from tiny_llm.tokens import DTYPES, Manifest
 
 # B = batch_size, T = seq_len, N = ids in the source
-StrPath = str | os.PathLike[str]
-
 CHUNK = 1 << 24  # ids that are read at a time
 # Signed dtype of the same width: torch can index these on every device.
 _SIGNED = {
@@ -112,14 +100,29 @@ class Source(abc.ABC):
 
     def cut_batch(self, starts: Ints, seq_len: int, device: Device) -> Batch:
         """Return inputs and targets of the windows at `starts`, on a device."""
-        self.read_ahead(starts, seq_len)
         return to_batch(self.read_windows(starts, seq_len), device)
 
-    def read_ahead(self, starts: Ints, seq_len: int) -> None:
-        """With random access, start reading all windows in parallel."""
+    def draw_batch(
+        self,
+        samples: Samples,
+        seq_len: int,
+        device: Device,
+        align: str | None,
+        stride: int,
+    ) -> Batch:
+        """Return the batch of `samples`; the next one is `stride` samples later."""
+        starts = self.choose_starts(samples, seq_len, align)
         if self.is_random:
-            for start in starts.tolist():
-                self.will_need(start, start + seq_len + 1)
+            self.read_ahead(starts, seq_len)
+            if samples.seed is not None:
+                ahead = samples._replace(first=samples.first + stride)
+                self.read_ahead(self.choose_starts(ahead, seq_len, align), seq_len)
+        return self.cut_batch(starts, seq_len, device)
+
+    def read_ahead(self, starts: Ints, seq_len: int) -> None:
+        """Ask the system to start reading the windows at `starts`, in parallel."""
+        for start in starts.tolist():
+            self.will_need(start, start + seq_len + 1)
 
 
 class IdArray(Source):
@@ -186,6 +189,46 @@ class IdArray(Source):
         return f"{type(self).__name__}({len(self):,} ids, {self.dtype})"
 
 
+class MappedFile:
+    """The memory-mapped file behind an array, if there is one."""
+
+    def __init__(self, ids: Ids) -> None:
+        self._mapping: mmap.mmap | None = None
+        self._name, self._skip, self._num_bytes = "data", 0, 0
+        array, base = ids, ids.base
+        while isinstance(base, np.ndarray):  # The array is a slice of this one.
+            array, base = base, base.base
+        if isinstance(base, mmap.mmap):
+            self._mapping = base
+            self._name = str(getattr(array, "filename", None) or "data")
+            offset: int = getattr(array, "offset", 0)
+            self._skip = offset % mmap.ALLOCATIONGRANULARITY
+            self._num_bytes = offset - self._skip + len(base)
+
+    def check_size(self) -> None:
+        """Refuse a file that was truncated: reading a lost page kills the process."""
+        if self._mapping is None:
+            return
+        size = self._mapping.size()
+        if size < self._num_bytes:
+            raise IntegrityError(
+                f"{self._name} had {self._num_bytes:,} bytes when opened and has "
+                f"{size:,} now; encode the text again"
+            )
+
+    def advise_random(self) -> None:
+        """Turn off the system's read-ahead."""
+        if self._mapping and hasattr(mmap, "MADV_RANDOM"):
+            self._mapping.madvise(mmap.MADV_RANDOM)
+
+    def will_need(self, begin: int, end: int) -> None:
+        """Ask the system to start reading a range of bytes of the array."""
+        if self._mapping and hasattr(mmap, "MADV_WILLNEED"):
+            begin, end = begin + self._skip, end + self._skip
+            page = begin - begin % mmap.PAGESIZE
+            self._mapping.madvise(mmap.MADV_WILLNEED, page, end - page)
+
+
 class ArraySource(IdArray):
     """Any one-dimensional integer array, in memory or memory-mapped.
 
@@ -221,139 +264,6 @@ class ArraySource(IdArray):
         windows = cut_windows(self.ids, starts, seq_len)
         self.check_ids(windows)
         return windows
-
-
-class TokenFile(ArraySource):
-    """A token file, mapped into memory and sliced like a read-only array.
-
-    Only the pages that are touched are read. Pickles as the path, not the ids.
-
-    Attributes:
-        path: Absolute.
-        ids: Shape (N,), uint16 or uint32, read-only.
-    """
-
-    def __init__(self, path: StrPath, access: str = "normal") -> None:
-        super().__init__(open_tokens(path))
-        self.path = os.path.abspath(path)
-        self._index: ArraySource | None = None
-        self.is_random = access == "random"
-        if manifest_path(path).is_file():
-            self.manifest = read_manifest(path)
-            self.id_limit = self.manifest.vocab_size
-        if self.is_random:
-            self._file.advise_random()
-
-    def __reduce__(self) -> Any:
-        return TokenFile, (self.path, "random" if self.is_random else "normal")
-
-    def __repr__(self) -> str:
-        return f"TokenFile({self.path!r}, {len(self):,} ids, {self.dtype})"
-
-    def will_need(self, begin: int, end: int) -> None:
-        itemsize = self.dtype.itemsize
-        self._file.will_need(begin * itemsize, end * itemsize)
-
-    def document_starts(self) -> Ints:
-        if self.manifest is None:
-            return super().document_starts()
-        if self._index is None:
-            self._index = ArraySource(open_documents(self.path, self.manifest))
-        return self._index.read(0, len(self._index))
-
-    def fingerprint(self) -> str:
-        return self.manifest.sha256 if self.manifest else super().fingerprint()
-
-
-def check_same_tokenizer(sources: Sequence[Source], label: str) -> None:
-    """Raise a ValueError unless sources have one dtype and one tokenizer."""
-    if not sources:
-        raise ValueError(f"there is no {label}; give at least one")
-    for number, source in enumerate(sources):
-        if source.dtype != sources[0].dtype:
-            raise ValueError(
-                f"{label} {number} holds {source.dtype} ids, but the first holds "
-                f"{sources[0].dtype}; encode both with one tokenizer, or convert an "
-                "array with .astype"
-            )
-    digest = None
-    for number, source in enumerate(sources):
-        if source.manifest:
-            digest = digest or source.manifest.tokenizer_sha256
-            path = getattr(source, "path", f"{label} {number}")
-            check_tokenizer(path, source.manifest, digest)
-
-
-class JoinedArrays(IdArray):
-    """Several arrays of ids end to end; a window may span two or more of them.
-
-    Slicing copies.
-
-    Attributes:
-        parts: The arrays.
-        begins, ends: Shape (number of parts,), int64: start and end of each part.
-    """
-
-    def __init__(self, parts: Sequence[ArraySource]) -> None:
-        self.parts = list(parts)
-        check_same_tokenizer(self.parts, "token array")
-        lengths = np.array([len(part) for part in self.parts], dtype=np.int64)
-        self.ends = np.cumsum(lengths)
-        self.begins = self.ends - lengths
-        self.dtype = self.parts[0].dtype
-        self.is_random = any(part.is_random for part in self.parts)
-        first = next((part for part in self.parts if part.manifest), self.parts[0])
-        self.manifest, self.id_limit = first.manifest, first.id_limit
-
-    def __reduce__(self) -> Any:
-        return JoinedArrays, (self.parts,)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def _pieces(self, begin: int, end: int) -> Iterator[tuple[ArraySource, int, int]]:
-        """Where the ids from begin to end are: parts, with a range in each."""
-        number = int(np.searchsorted(self.ends, begin, side="right"))
-        while begin < end:
-            part, offset = self.parts[number], int(self.begins[number])
-            yield part, begin - offset, min(end - offset, len(part))
-            begin, number = offset + len(part), number + 1
-
-    def read(self, begin: int, end: int) -> Ids:
-        pieces = [part.read(low, high) for part, low, high in self._pieces(begin, end)]
-        return np.concatenate(pieces)
-
-    def read_windows(self, starts: Ints, seq_len: int) -> Ids:
-        windows = np.empty((len(starts), seq_len + 1), self.dtype)
-        numbers = np.searchsorted(self.ends, starts, side="right")
-        begins = (starts - self.begins[numbers]).tolist()
-        # Slice once per part, not per row: each slice checks the file size.
-        ids = {number: self.parts[number][:] for number in set(numbers.tolist())}
-        for row, number in enumerate(numbers.tolist()):
-            window = ids[number][begins[row] : begins[row] + seq_len + 1]
-            if len(window) <= seq_len:
-                window = self.read(starts[row], starts[row] + seq_len + 1)
-            windows[row] = window
-        self.check_ids(windows)
-        return windows
-
-    def will_need(self, begin: int, end: int) -> None:
-        for part, low, high in self._pieces(begin, end):
-            part.will_need(low, high)
-
-    @functools.cached_property
-    def _index(self) -> Ints:
-        pairs = zip(self.parts, self.begins, strict=True)
-        return np.concatenate([part.document_starts() + begin for part, begin in pairs])
-
-    def document_starts(self) -> Ints:
-        return self._index
-
-    def fingerprint(self) -> str:
-        digests = [part.fingerprint() for part in self.parts]
-        if len(digests) == 1:
-            return digests[0]
-        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 class DeviceArray(IdArray):

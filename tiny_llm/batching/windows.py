@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import mmap
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from tiny_llm.batching.permutation import Ints
-from tiny_llm.errors import IntegrityError
 
 # B = batch_size, T = seq_len, N = ids in the array
 Ids = npt.NDArray[Any]
@@ -57,46 +55,6 @@ def cut_windows(ids: Ids, starts: Ints, seq_len: int) -> Ids:
 @functools.lru_cache
 def _record_dtype(num_bytes: int) -> np.dtype[np.void]:
     return np.dtype((np.void, num_bytes))
-
-
-class MappedFile:
-    """The memory-mapped file behind an array, if there is one."""
-
-    def __init__(self, ids: Ids) -> None:
-        self._mapping: mmap.mmap | None = None
-        self._name, self._skip, self._num_bytes = "data", 0, 0
-        array, base = ids, ids.base
-        while isinstance(base, np.ndarray):  # The array is a slice of this one.
-            array, base = base, base.base
-        if isinstance(base, mmap.mmap):
-            self._mapping = base
-            self._name = str(getattr(array, "filename", None) or "data")
-            offset: int = getattr(array, "offset", 0)
-            self._skip = offset % mmap.ALLOCATIONGRANULARITY
-            self._num_bytes = offset - self._skip + len(base)
-
-    def check_size(self) -> None:
-        """Refuse a file that was truncated: reading a lost page kills the process."""
-        if self._mapping is None:
-            return
-        size = self._mapping.size()
-        if size < self._num_bytes:
-            raise IntegrityError(
-                f"{self._name} had {self._num_bytes:,} bytes when opened and has "
-                f"{size:,} now; encode the text again"
-            )
-
-    def advise_random(self) -> None:
-        """Turn off the system's read-ahead."""
-        if self._mapping and hasattr(mmap, "MADV_RANDOM"):
-            self._mapping.madvise(mmap.MADV_RANDOM)
-
-    def will_need(self, begin: int, end: int) -> None:
-        """Ask the system to start reading a range of bytes of the array."""
-        if self._mapping and hasattr(mmap, "MADV_WILLNEED"):
-            begin, end = begin + self._skip, end + self._skip
-            page = begin - begin % mmap.PAGESIZE
-            self._mapping.madvise(mmap.MADV_WILLNEED, page, end - page)
 
 
 def check_device(device: Device) -> torch.device:
