@@ -3,20 +3,28 @@
 `fetch.source` in params.yaml is a file or a folder of text, JSON Lines or Parquet, or
 a manifest of pinned downloads (YAML: url, size in bytes and sha256 of each file). The
 other values of the section are optional. Writes build/corpus and metrics.
+
+The options pin new downloads and verify those in the cache; they write neither.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+from tqdm import tqdm
+
 from pipeline.stage import progress_bar
 from tiny_llm.atomic import write_json
-from tiny_llm.download import Pin, download, hide_password, read_pins
-from tiny_llm.errors import ConfigError, InputError
+from tiny_llm.download import cached_path, download, is_cached, measure
+from tiny_llm.errors import ConfigError, InputError, IntegrityError
 from tiny_llm.layout import CORPUS_DIR, PARAMS_PATH, REPORTS_DIR, SPLITS
+from tiny_llm.pins import Pin, UnpinnedError, check_url, hide_password, read_pins
 from tiny_llm.source_files import SourceFiles, find_files
 from tiny_llm.sources import Reading
 from tiny_llm.splitting import Report, write_corpus
@@ -27,8 +35,29 @@ _WANTED = (
 )
 
 
-def run() -> str:
-    """Write both splits from the source that params.yaml names."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let the user pin files, or check the cache."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--pin",
+        nargs="+",
+        metavar="URL",
+        help="download files to the cache and print their entries for a manifest",
+    )
+    group.add_argument(
+        "--check",
+        type=Path,
+        metavar="MANIFEST",
+        help="verify a manifest's files in the cache, without the network",
+    )
+
+
+def run(pin: Sequence[str] = (), check: Path | None = None) -> str:
+    """Write both splits from the source that params.yaml names, or serve an option."""
+    if pin:
+        return _print_pins(pin)
+    if check:
+        return _check_cache(check)
     source, patterns, reading = _read_params()
     is_manifest = source.suffix.lower() in (".yaml", ".yml")
     if is_manifest:
@@ -117,13 +146,61 @@ def _download(manifest: Path, patterns: Sequence[str]) -> SourceFiles:
         raise ConfigError(
             f"fetch.files chooses in a folder, but {manifest} is a manifest"
         )
-    splits: dict[str, list[Path]] = {}
-    for split, pins in read_pins(manifest).items():
-        for pin in [pins] if isinstance(pins, Pin) else pins:
-            with progress_bar(f"download {split}", pin.size) as bar:
-                path = download(pin, on_progress=bar.update)
-            splits.setdefault(split, []).append(path)
-    return SourceFiles(splits)
+    return SourceFiles(
+        {
+            split: [_download_pin(f"download {split}", pin) for pin in pins]
+            for split, pins in _read_manifest(manifest).items()
+        }
+    )
+
+
+def _download_pin(label: str, pin: Pin) -> Path:
+    with progress_bar(label, pin.size, in_log=False) as bar:
+        return download(pin, on_progress=bar.update, on_wait=_show_wait)
+
+
+def _show_wait(line: str) -> None:
+    """Say what a download waits for, also where no bar is shown."""
+    tqdm.write(f"fetch: {line}", file=sys.stderr)
+
+
+def _read_manifest(path: Path) -> dict[str, list[Pin]]:
+    """Read a manifest; if a sha256 is missing, download the file to say what it is."""
+    try:
+        return read_pins(path)
+    except UnpinnedError as error:
+        pin = measure(error.url, on_wait=_show_wait)
+        raise ConfigError(
+            f"{error.place} lacks sha256; the file that was downloaded has size: "
+            f"{pin.size} and sha256: {pin.sha256}, so add them if you trust it"
+        ) from error
+
+
+def _print_pins(urls: Sequence[str]) -> str:
+    for url in urls:
+        pin = measure(check_url(url), on_wait=_show_wait)
+        entry = {"url": url, "size": pin.size, "sha256": pin.sha256}
+        sys.stdout.write(yaml.safe_dump([entry], sort_keys=False, width=1 << 20))
+    return f"pinned {len(urls)} file(s): put the lines into a manifest, under a split"
+
+
+def _check_cache(manifest: Path) -> str:
+    pins = [pin for pins in read_pins(manifest).values() for pin in pins]
+    wrong = [pin for pin in pins if not is_cached(pin)]
+    if wrong:
+        names = ", ".join(
+            f"{hide_password(pin.url)} is {_find_problem(cached_path(pin))}"
+            for pin in wrong
+        )
+        raise IntegrityError(
+            f"{manifest}: {len(wrong)} of {len(pins)} files are not in the cache as "
+            f"pinned: {names}; run fetch to download them"
+        )
+    return f"verified {len(pins)} file(s) of {manifest} in the cache"
+
+
+def _find_problem(path: Path) -> str:
+    return f"damaged ({path})" if path.exists() else "missing"
 
 
 def _write_report(report: Report) -> None:

@@ -105,7 +105,7 @@ def test_metrics_say_what_was_made(workspace, text):
         ("source", "gone", "fetch", 3, ["no folder or file gone"]),
         ("source", "3", "fetch", 2, ["fetch.source is 3"]),
         ("source", "", "fetch", 2, ["fetch.source is None"]),
-        ("source", "params.yaml", "fetch", 2, ["params.yaml: train needs url"]),
+        ("source", "params.yaml", "fetch", 2, ["params.yaml lacks train"]),
         ("source", "params.yaml", "fetch", 2, ["or the folder that holds your train"]),
         ("source", "~/stories", "fetch", 2, ["~/stories", "nor params.yaml expands ~"]),
         ("source", "~/stories", "fetch", 2, ["give the absolute path, /", "/stories"]),
