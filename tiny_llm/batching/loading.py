@@ -295,15 +295,15 @@ def _copy_to(device: Device, source: TokenFile | JoinedArrays) -> DeviceArray:
 def fingerprint(data: Data) -> str:
     """Return a digest of the ids, to store in a checkpoint; see `batches`.
 
-    Free for a token file with a manifest, which holds the digest (`make verify`
-    compares the two). Other ids are read, at about 1 GB/s.
+    A token file with a manifest has the digest in it (`make verify` compares the two),
+    so no ids are read. Other ids are read, at about 1 GB/s.
 
     Args:
         data: Whatever `get_batch` draws from.
 
     Returns:
-        SHA-256 of the ids as a token file holds them, in hex; for several files or a
-        mixture, a hash of their digests.
+        In hex: `sha256` of the manifest; without a manifest, SHA-256 of the ids as a
+        .bin file holds them; for several files or a mixture, a hash of their digests.
 
     Raises:
         InputError, IntegrityError (ValueErrors): See `load_token_array`.
