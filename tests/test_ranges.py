@@ -18,7 +18,7 @@ from tiny_llm.encoding import encode_file
 from tiny_llm.tokenize import BPETokenizer
 
 TOKENIZER = BPETokenizer([(b"t", b"h"), (b"th", b"e"), (b" ", b"the")])
-TEXT = b"".join(b"Story %d of the cat. " % n * 9 + SEP for n in range(40))
+TEXT = b"".join(b"%d. " % n + b"Story %d of the cat. " % n * 9 + SEP for n in range(40))
 RANGE_BYTES = 500
 NUM_RANGES = -(-len(TEXT) // RANGE_BYTES)
 PIECES = [
@@ -38,7 +38,7 @@ def read_files(target):
     return [target.with_suffix(s).read_bytes() for s in (".bin", ".documents", ".json")]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from(PIECES), max_size=60), st.integers(1, 400))
 def test_ids_and_index_are_equal_for_any_range_size(pieces, range_bytes):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
@@ -54,14 +54,14 @@ def test_ids_and_index_are_equal_for_any_range_size(pieces, range_bytes):
 
 # Run in the worker processes: writes a line before a range is encoded.
 LOGGING = """
-import os
+import hashlib, os
 from tiny_llm import encoding
 from tiny_llm.tokenize import BPETokenizer
 encode = BPETokenizer.encode_counting_invalid
 original = encoding.encode_range
 def encode_and_log(self, text):
     with open(os.environ["LOG"], "ab", buffering=0) as log:
-        log.write(text[:30].split(b".")[0] + b"\\n")
+        log.write(hashlib.sha256(text).hexdigest().encode() + b"\\n")
     return encode(self, text)
 BPETokenizer.encode_counting_invalid = encode_and_log
 def encode_range(**job):
@@ -75,7 +75,8 @@ from tiny_llm.tokenize import BPETokenizer
 encoding.encode_range = logging_ranges.encode_range
 tokenizer = BPETokenizer.load("bpe.json")
 workers = int(sys.argv[1])
-encoding.encode_file(tokenizer, "in.txt", "out.bin", range_bytes=500, num_workers=workers)
+options = {"range_bytes": 500, "num_workers": workers}
+encoding.encode_file(tokenizer, "in.txt", "out.bin", **options)
 """
 
 
@@ -107,7 +108,7 @@ def test_a_killed_run_repeats_at_most_one_range_per_worker(tmp_path, num_workers
     )
     assert done.returncode == 0
     counts = collections.Counter((tmp_path / "log").read_bytes().splitlines())
-    assert len(counts) >= NUM_RANGES // 2
+    assert len(counts) >= NUM_RANGES // 2  # Some are empty.
     assert sum(counts.values()) - len(counts) <= num_workers
     found = read_files(tmp_path / "out.bin")
     with pytest.MonkeyPatch.context() as patch:
