@@ -83,7 +83,9 @@ def test_a_stop_during_the_work_ends_all_workers(workspace, number, text):
     workspace.env["TINY_LLM_WORKERS"] = "3"
     process = start(workspace, "encode", "train")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_until(lambda: any(".part" in name for name in built(workspace)), process)
+    wait_until(
+        lambda: any(name.endswith(".part") for name in built(workspace)), process
+    )
     workers = children.read_text().split()
     assert len(workers) == 3
     process.send_signal(number)
