@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tiny_llm.errors import ConfigError, InputError, ResourceError
-from tiny_llm.parallel import Job, count_workers, map_jobs
+from tiny_llm.parallel import Job, _cgroup_quota, count_workers, map_jobs
 
 
 def double(number):
@@ -136,3 +136,23 @@ def test_cores_outside_the_affinity_do_not_count(monkeypatch):
         assert count_workers() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("quotas", "num_cores"),
+    [
+        *(({}, None), ({"a/b": "max 100000"}, None), ({"a/b": "nonsense"}, None)),
+        *(({"a/b": "150000 100000"}, 2), ({"a/b": "1000 100000"}, 1)),
+        *(({"a": "300000 100000", "a/b": "max 100000"}, 3), ({".": "4 1"}, 4)),
+        ({".": "900000 100000", "a": "200000 100000", "a/b": "500000 100000"}, 2),
+    ],
+)
+def test_the_smallest_cgroup_quota_above_this_process_counts(
+    tmp_path, quotas, num_cores
+):
+    (tmp_path / "root" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "membership").write_text("1:name=x:/y\n0::/a/b\n")
+    for folder, quota in quotas.items():
+        (tmp_path / "root" / folder / "cpu.max").write_text(f"{quota}\n")
+    assert _cgroup_quota(tmp_path / "membership", tmp_path / "root") == num_cores
+    assert _cgroup_quota(tmp_path / "gone", tmp_path / "root") is None

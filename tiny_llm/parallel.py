@@ -62,19 +62,20 @@ def count_workers() -> int:
     return min(num_cores, _cgroup_quota() or num_cores)
 
 
-def _cgroup_quota() -> int | None:
+def _cgroup_quota(
+    membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> int | None:
     """Return the CPU quota of this process in whole cores, rounded up, if it has one.
 
     Linux with cgroup v2; a quota of any folder above limits it as well.
     """
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:
         return None
     inside = next((line[3:] for line in lines if line.startswith("0::")), None)
     if inside is None:
         return None
-    root = Path("/sys/fs/cgroup")
     folder = root / inside.strip("/")
     quotas = []
     for place in (folder, *folder.parents):

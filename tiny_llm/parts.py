@@ -155,19 +155,25 @@ def parts_folder(target: Path, key: str) -> Iterator[Path]:
 
 def _lock(folder: Path) -> IO[bytes]:
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Another run may remove the folder at this moment.
+        # Another run may remove the folder, or its parent, at this moment.
         with contextlib.suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
             return open_locked(folder / "lock", wait=False)
 
 
 def _remove_if_abandoned(folder: Path) -> None:
-    with contextlib.suppress(OSError), open(folder / "lock", "r+b") as lock:
+    # A run that was killed while it removed the folder may have left it without a lock.
+    with contextlib.suppress(OSError), open(folder / "lock", "a+b") as lock:
         if try_lock(lock, folder / "lock"):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:
+    """Remove a folder whose lock this run holds."""
+    # Renamed first, so that a new folder of this name loses nothing.
+    gone = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError):  # Windows does not rename a folder in use.
+        folder = folder.rename(gone)
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # Another run has its folder in it.
         folder.parent.rmdir()

@@ -226,7 +226,7 @@ def open_tokens(
 
     Its size must match the manifest; `verify` checks the bytes as well. A .bin file
     without a manifest is read as uint16, unless it begins with an llm.c header, which
-    gives the dtype.
+    gives the dtype. If there is an index beside it, the manifest was lost.
 
     Returns:
         The ids, shape (N,), little-endian uint16 or uint32, whose pages are read when
@@ -234,7 +234,8 @@ def open_tokens(
 
     Raises:
         InputError: The file is missing, empty, or not a token file.
-        IntegrityError: The file and its manifest (or header) disagree.
+        IntegrityError: The file and its manifest (or header) disagree, or the manifest
+            was lost.
     """
     if not Path(path).is_file():
         raise InputError(
@@ -249,6 +250,11 @@ def open_tokens(
     elif Path(path).suffix != ".bin":
         raise InputError(
             f"{path} has no manifest and is not called NAME.bin; give a token file"
+        )
+    elif documents_path(path).is_file():
+        raise IntegrityError(
+            f"{path} has an index, {documents_path(path)}, but its manifest "
+            f"{manifest_path(path)} is missing; copy that too, or encode the text again"
         )
     elif header_dtype := _read_header(path, num_bytes):
         dtype, offset = header_dtype, _HEADER_BYTES

@@ -70,6 +70,13 @@ class TokenFile(ArraySource):
             self._index = ArraySource(open_documents(self.path, self.manifest))
         return self._index.read(0, len(self._index))
 
+    def check_document_starts(self, starts: Ints) -> None:
+        self._file.check_size()
+        if self.manifest:
+            is_end = self.ids[starts - 1] == self.manifest.separator_id
+            if not (is_end | (starts == 0)).all():
+                self.refuse_index()
+
     def fingerprint(self) -> str:
         return self.manifest.sha256 if self.manifest else super().fingerprint()
 
@@ -138,6 +145,12 @@ class JoinedArrays(IdArray):
 
     def document_starts(self) -> Ints:
         return self._index
+
+    def check_document_starts(self, starts: Ints) -> None:
+        numbers = np.searchsorted(self.ends, starts, side="right")
+        for number in np.unique(numbers).tolist():
+            own = starts[numbers == number] - self.begins[number]
+            self.parts[number].check_document_starts(own)
 
     def fingerprint(self) -> str:
         digests = [part.fingerprint() for part in self.parts]
@@ -251,6 +264,10 @@ def load_token_array(
     The file is memory-mapped. Pages that were read stay in the page cache and count
     towards RSS, so RSS can grow to the size of the file. This is not a leak: the system
     reclaims them when it needs memory.
+
+    Replace a file that is in use by renaming another over it, as encoding does. If it
+    is truncated in place while a batch is cut, the system may kill the process
+    (SIGBUS), because pages that were mapped are gone.
 
     Args:
         path: A token file, or "train" or "valid" for a split that the pipeline made, or
