@@ -29,11 +29,11 @@ ARROWS = {
     "yaml_file": {"atomic", "errors"},
     "download": {"atomic", "errors", "layout", "yaml_file"},
     "tokenizer_json": {"atomic", "corpus", "errors"},
-    "engine": {"corpus", "tokenizer_json"},
+    "anytext": {"corpus"},
+    "engine": {"anytext", "corpus", "tokenizer_json"},
     "tokenize": {
         "atomic",
         "checks",
-        "corpus",
         "engine",
         "errors",
         "tokenizer_json",

@@ -261,9 +261,9 @@ def test_time_is_linear_in_a_document_without_whitespace():
     letters = "".join(random.Random(0).choices("ab", k=4_000_000)).encode()
     seconds = {}
     for size in (400_000, 4_000_000):
-        start = time.perf_counter()
+        start = time.process_time()
         tokenizer.encode(letters[:size])
-        seconds[size] = time.perf_counter() - start
+        seconds[size] = time.process_time() - start
     # Ten times the text would take 100 times as long if time were quadratic.
     assert seconds[4_000_000] < 40 * seconds[400_000] + 0.5
 

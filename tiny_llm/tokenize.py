@@ -8,7 +8,6 @@ any bytes: a byte that is not valid UTF-8 becomes its own id, and no merge cross
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ import numpy.typing as npt
 
 from tiny_llm.atomic import atomic_write
 from tiny_llm.checks import check_int
-from tiny_llm.corpus import cut_chunks
 from tiny_llm.engine import Engine, learn_merges
 from tiny_llm.errors import ConfigError, InputError
 from tiny_llm.tokenizer_json import (
@@ -174,13 +172,7 @@ class BPETokenizer:
 
     def encode_counting_invalid(self, text: str | bytes) -> tuple[Ids, int]:
         """Like `encode`, and count the bytes that are not valid UTF-8."""
-        # Small pieces more than halve gigatoken's memory, not counting the ids.
-        ids, num_invalid_bytes = [np.empty(0, self.dtype)], 0
-        for piece in cut_chunks(io.BytesIO(_to_bytes(text))):
-            piece_ids, num_invalid = self._engine.encode(piece)
-            ids.append(piece_ids.astype(self.dtype))
-            num_invalid_bytes += num_invalid
-        return np.concatenate(ids), num_invalid_bytes
+        return self._engine.encode(_to_bytes(text), self.dtype)
 
     def decode_bytes(self, ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
         """Return the bytes that ids stand for; the inverse of `encode`.
