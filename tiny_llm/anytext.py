@@ -34,16 +34,12 @@ _SMALL_WINDOW_BYTES = 1 << 16
 # Windows overlap by this at least, so that the ids near their ends can be dropped.
 _OVERLAP_BYTES = 1 << 9
 
-# Which bytes never end, and never begin, a white space character in UTF-8.
-_WHITE_SPACE = [
-    character.encode()
-    for character in "\t\n\v\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u180e\u2000\u2001\u2002"
-    "\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
-]
-_NEVER_ENDS_SPACE = np.ones(256, bool)
-_NEVER_ENDS_SPACE[[character[-1] for character in _WHITE_SPACE]] = False
-_NEVER_BEGINS_SPACE = np.ones(256, bool)
-_NEVER_BEGINS_SPACE[[character[0] for character in _WHITE_SPACE]] = False
+# Bytes that are white space, and bytes that begin the longer white space characters
+# (U+0085, U+00A0, U+1680, U+2000, U+3000, and others). U+001C to U+001F are white space
+# to some.
+_SPACES = b"\t\n\v\f\r\x1c\x1d\x1e\x1f "
+_IS_SPACE = np.isin(np.arange(256), [*_SPACES])
+_MAY_BEGIN_SPACE = np.isin(np.arange(256), [*_SPACES, 0xC2, 0xE1, 0xE2, 0xE3])
 
 # Nearer to the end of a window, the split into pretokens may differ from that of the
 # whole text. Four characters, a separator, and some more.
@@ -253,32 +249,34 @@ def _encode_window(
     is_replacement = np.zeros(len(joined), bool)
     is_replacement[places] = True
     lengths = token_lengths()[ids]
-    is_replacement = is_replacement[np.cumsum(lengths) - lengths]
+    replacements = np.flatnonzero(is_replacement[np.cumsum(lengths) - lengths])
     # Each run goes where its replacement was.
-    places = np.flatnonzero(is_replacement) - np.arange(len(firsts))
-    places = np.repeat(places, np.diff(firsts, append=len(invalid)))
-    places += np.arange(len(invalid))
-    result = np.empty(len(ids) - len(firsts) + len(invalid), ids.dtype)
-    is_valid = np.ones(len(result), bool)
-    is_valid[places] = False
-    result[places] = text[invalid]
-    result[is_valid] = ids[~is_replacement]
-    return result, invalid
+    run_lengths = np.diff(firsts, append=len(invalid))
+    num_copies = np.ones(len(ids), np.int64)
+    num_copies[replacements] = run_lengths
+    ids = np.repeat(ids, num_copies)
+    places = np.repeat(replacements - np.arange(len(firsts)), run_lengths)
+    ids[places + np.arange(len(invalid))] = text[invalid]
+    return ids, invalid
 
 
 def _ends_visibly(text: npt.NDArray[np.uint8], stops: Places) -> npt.NDArray[np.bool_]:
-    """Whether the byte before each place certainly does not end white space."""
-    return _NEVER_ENDS_SPACE[text[stops - 1]] & (stops > 0)
+    """Whether the text before each place certainly does not end in white space."""
+    padded = np.concatenate([np.full(3, 0x20, np.uint8), text])
+    third, second, last = padded[stops], padded[stops + 1], padded[stops + 2]
+    is_short = (second != 0xC2) & ((third < 0xE1) | (third > 0xE3))
+    visible: npt.NDArray[np.bool_] = ~_IS_SPACE[last] & ((last < 0x80) | is_short)
+    return visible
 
 
 def _begins_visibly(
     text: npt.NDArray[np.uint8], starts: Places
 ) -> npt.NDArray[np.bool_]:
-    """Whether what follows is certainly not white space, or a single space."""
-    padded = np.append(text, [0, 0x20, 0x20])  # The end of the text is no such place.
-    following = padded[starts + 1]
-    is_space = (padded[starts] == 0x20) & (following > 0x20) & (following < 0x7F)
-    visible: npt.NDArray[np.bool_] = _NEVER_BEGINS_SPACE[padded[starts]] | is_space
+    """Whether no white space follows for certain, or one space before visible ASCII."""
+    padded = np.concatenate([text, np.full(2, 0x20, np.uint8)])
+    first, second = padded[starts], padded[starts + 1]
+    one_space = (first == 0x20) & (second > 0x20) & (second < 0x7F)
+    visible: npt.NDArray[np.bool_] = ~_MAY_BEGIN_SPACE[first] | one_space
     return visible
 
 
