@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import PRINT_PEAK_KIB, needs_proc
 from tiny_llm import anytext
-from tiny_llm.anytext import encode_any, is_utf8, separate_invalid
+from tiny_llm.anytext import IdSink, encode_any, is_utf8, separate_invalid
 from tiny_llm.engine import Engine
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokenizer_json import format_merges, token_lengths
@@ -114,8 +115,15 @@ class Recorder:
         return self.engine._encode_valid(data)
 
     def encode(self, data):
-        ids, num_invalid = encode_any(self.encode_valid, data, lambda: self.lengths)
-        return ids.tolist(), num_invalid
+        sink = IdSink(len(data), np.uint32)
+        encode_any(
+            self.encode_valid,
+            lambda begin, end: data[begin:end],
+            len(data),
+            lambda: self.lengths,
+            sink,
+        )
+        return sink.ids.tolist(), sink.num_invalid
 
 
 @pytest.mark.parametrize("num_merges", [0, 8, len(MERGES)])
@@ -152,10 +160,16 @@ def test_ids_in_windows_are_those_of_the_whole_text_with_learned_merges(monkeypa
         assert recorder.encode(data)[0] == recorder.engine._encode_valid(data).tolist()
 
 
-def test_windows_grow_when_the_end_of_a_window_decides_far_before_it(monkeypatch):
-    """Pairs of a chain of characters are joined from its end, where ranks are low."""
+@pytest.mark.parametrize("num_chars", [501, 2000, 2001, 5003])
+def test_windows_grow_when_the_end_of_a_window_decides_far_before_it(
+    monkeypatch, num_chars
+):
+    """Pairs of a chain of characters are joined from its end, where ranks are low.
+
+    Two windows that both end inside a long chain may agree on the wrong pairs.
+    """
     in_tiny_windows(monkeypatch)
-    chain = [chr(0x4E00 + place) for place in range(501)]
+    chain = [chr(0x4E00 + place) for place in range(num_chars)]
     merges, known = [], set()
     for char in chain:
         raw = char.encode()
@@ -167,9 +181,38 @@ def test_windows_grow_when_the_end_of_a_window_decides_far_before_it(monkeypatch
     merges += [(left.encode(), right.encode()) for left, right in pairs]
     recorder = Recorder(merges)
     for first in range(4):
-        data = "".join(chain[first:] + chain * 20).encode()
+        data = "".join(chain[first:] + chain * 5).encode()
         assert recorder.encode(data)[0] == recorder.engine._encode_valid(data).tolist()
     assert max(recorder.sizes) > 2 * 15 * 140
+
+
+@st.composite
+def any_merges(draw):
+    """Merges in any order that a user could give, most of which no text would teach."""
+    tokens, merges = [b"a", b"b", b"c", b" "], []
+    for _ in range(draw(st.integers(0, 25))):
+        pair = draw(st.sampled_from(tokens)), draw(st.sampled_from(tokens))
+        if b"".join(pair) not in tokens and len(b"".join(pair)) <= 30:
+            merges.append(pair)
+            tokens.append(b"".join(pair))
+    return merges
+
+
+def test_ids_in_windows_are_those_of_the_whole_text_with_any_merges(monkeypatch):
+    in_tiny_windows(monkeypatch)
+
+    @settings(max_examples=60, deadline=None)
+    @given(any_merges(), st.text("abc", min_size=1, max_size=40), st.integers(0, 99))
+    def check(merges, unit, seed):
+        recorder = Recorder(merges)
+        for data in (
+            (unit * 6000)[:6001].encode(),
+            "".join(random.Random(seed).choices(unit, k=6000)).encode(),
+        ):
+            whole = recorder.engine._encode_valid(data).tolist()
+            assert recorder.encode(data)[0] == whole
+
+    check()
 
 
 def test_a_token_that_does_not_encode_to_itself_does_not_disturb_windows(monkeypatch):

@@ -20,6 +20,7 @@ from tiny_llm.corpus import (
     cut_chunks,
     find_cut,
     find_first_cut,
+    find_next_cut,
     has_text,
     open_text,
     read_chunks,
@@ -142,6 +143,37 @@ def test_ranges_between_first_cuts_are_the_text(corpus_text, range_bytes):
     ranges = zip(places, [*places[1:], len(text)], strict=True)
     ids = [i for a, b in ranges for i in TOKENIZER.encode(text[a:b]).tolist()]
     assert ids == TOKENIZER.encode(text).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(PIECES, max_size=25).map(b"".join), st.integers(0, 9000))
+def test_the_next_cut_of_a_file_is_the_first_cut_of_its_text(tmp_path_factory, text, n):
+    text = text + b"x" * n + text
+    path = tmp_path_factory.mktemp("cuts") / "text.txt"
+    path.write_bytes(text)
+    for offset in {0, 1, 17, len(text) // 2, len(text) - 3, len(text), len(text) + 9}:
+        with path.open("rb") as file:
+            expected = find_first_cut(text, max(0, offset))
+            expected = len(text) if expected is None else expected
+            assert find_next_cut(file, max(0, offset)) == expected
+
+
+def test_a_stretch_without_a_cut_is_searched_once_for_all_ranges(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"some words " + b"x" * 5_000_000 + b" and more words")
+    num_read = 0
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            nonlocal num_read
+            data = super().read(size)
+            num_read += len(data)
+            return data
+
+    with Counted(path) as file:
+        cuts = {find_next_cut(file, offset) for offset in range(100, 5_000_000, 10_000)}
+    assert cuts == {5_000_011}
+    assert num_read < 5_100_000
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ ARROWS = {
     "anytext": {"corpus"},
     "engine": {"anytext", "corpus", "tokenizer_json"},
     "tokenize": {
+        "anytext",
         "atomic",
         "checks",
         "engine",
@@ -46,6 +47,7 @@ ARROWS = {
     "parts": {"atomic", "errors"},
     "verify": {"errors", "manifest", "parallel", "tokens"},
     "encoding": {
+        "anytext",
         "checks",
         "corpus",
         "errors",

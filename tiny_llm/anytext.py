@@ -2,21 +2,22 @@
 
 Two things make this exact without knowing the engine:
 
-- Invalid bytes end pretokens, as separators do. So a separator takes the place of each
-  run of invalid bytes, and its id is replaced by the ids of these bytes afterwards.
+- Invalid bytes end pretokens, as separators do. So a separator, or a newline where it
+  does the same, takes the place of each run of invalid bytes, and its id is replaced
+  by the ids of these bytes afterwards.
 - Encoding is local, so a long text is encoded in windows that overlap. Where the GPT-2
   pattern splits depends on at most four characters before a place and two after it.
   Within a pretoken, ids are the encoding of their bytes if and only if every two
-  neighbours are the encoding of theirs (`appending_encoder` and others in the Rust
-  crate `bpe`, github.com/github/rust-gems, rest on the same fact). So if two windows
-  have the same two neighbours at the same place, the ids of one before that place and
-  the ids of the other after it are those of the whole text.
+  neighbours are the encoding of theirs. (The Rust crate `bpe` by GitHub rests on the
+  same fact.) So if two windows have the same two neighbours at the same place, the
+  ids of one before that place and those of the other after it are the ids of the
+  whole text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,34 +42,94 @@ _SPACES = b"\t\n\v\f\r\x1c\x1d\x1e\x1f "
 _IS_SPACE = np.isin(np.arange(256), [*_SPACES])
 _MAY_BEGIN_SPACE = np.isin(np.arange(256), [*_SPACES, 0xC2, 0xE1, 0xE2, 0xE3])
 
-# Nearer to the end of a window, the split into pretokens may differ from that of the
-# whole text. Four characters, a separator, and some more.
+# Nearer to the ends of a window, the split into pretokens and the validity of bytes may
+# differ from those of the whole text: four characters, a separator, and some more.
 _MARGIN_BYTES = 64
+
+
+class Piece(NamedTuple):
+    """A part of a text that was encoded.
+
+    Attributes:
+        text: Its bytes. A piece may begin and end inside a word or a character.
+        ids: Shape (number of tokens,); they stand for exactly these bytes.
+        invalid: Offsets in `text` of the bytes that are not valid UTF-8.
+    """
+
+    text: bytes
+    ids: Ids
+    invalid: Places
+
+
+class Sink(Protocol):
+    """Takes the pieces of a text, in order."""
+
+    def append(self, piece: Piece) -> object:
+        """Take the next piece."""
+
+    def clear(self) -> object:
+        """Forget all pieces so far: the text is encoded again from its beginning."""
+
+
+class IdSink:
+    """Joins the ids of pieces in memory."""
+
+    def __init__(self, num_bytes: int, dtype: npt.DTypeLike) -> None:
+        # No more ids than bytes; pages that are never written take no memory.
+        self._ids: Ids = np.empty(num_bytes, dtype)
+        self._num_ids = self.num_invalid = 0
+
+    def append(self, piece: Piece) -> None:
+        """Copy the ids of the next piece."""
+        end = self._num_ids + len(piece.ids)
+        self._ids[self._num_ids : end] = piece.ids
+        self._num_ids = end
+        self.num_invalid += len(piece.invalid)
+
+    def clear(self) -> None:
+        """Start again from the beginning."""
+        self._num_ids = self.num_invalid = 0
+
+    @property
+    def ids(self) -> Ids:
+        """Shape (number of tokens,)."""
+        return self._ids[: self._num_ids]
 
 
 def encode_any(
     encode_valid: Callable[[bytes], Ids],
-    data: bytes,
+    read: Callable[[int, int], bytes],
+    num_bytes: int,
     token_lengths: Callable[[], Places],
-    dtype: npt.DTypeLike = np.uint32,
-) -> tuple[Ids, int]:
+    sink: Sink,
+) -> None:
     """Encode any bytes; each byte that is not valid UTF-8 becomes its own id.
 
     Args:
-        encode_valid: Encodes valid UTF-8. It is called with at most some MiB at a time
-            (seven times `_WINDOW_BYTES`, if every other byte is invalid).
-        data: The text.
+        encode_valid: Encodes valid UTF-8. It gets at most `_WINDOW_BYTES` at a time,
+            or seven times that if every other byte is invalid, unless tokens are
+            longer than some KiB or merges are made to need more.
+        read: `read(begin, end)` returns these bytes of the text. It is called for
+            at most a window at a time, roughly in order.
+        num_bytes: Size of the text.
         token_lengths: Returns the number of bytes of each token, shape (vocab_size,).
-            Only called for long text.
-        dtype: Of the ids; must be able to hold all of them.
-
-    Returns:
-        Ids, shape (number of tokens,), and the number of bytes that are not UTF-8.
+            Only called for long text and for invalid bytes.
+        sink: Gets the pieces.
     """
-    if len(data) > _choose_window(data, 0):
-        return _encode_in_windows(encode_valid, data, token_lengths, dtype)
-    ids, invalid = _encode_window(encode_valid, data, token_lengths)
-    return ids.astype(dtype, copy=False), len(invalid)
+    text = _read_window(read, 0, num_bytes, 0)
+    if len(text) == num_bytes:
+        sink.append(Piece(text, *_encode_window(encode_valid, text, token_lengths)))
+        return
+    del text
+    overlap = max(_OVERLAP_BYTES, 4 * int(token_lengths().max()))
+    # Where windows do not fit, the end of one decided over ids far before it, so pieces
+    # before it may be wrong too. This takes merges made for it. In the end, one window
+    # is the whole text.
+    while not _join_windows(
+        encode_valid, read, num_bytes, token_lengths, overlap, sink
+    ):
+        sink.clear()
+        overlap *= 2
 
 
 def is_utf8(data: bytes) -> bool:
@@ -99,58 +160,55 @@ def separate_invalid(data: bytes) -> bytes:
 
 
 class _Window(NamedTuple):
-    """Part of a text, encoded on its own; `invalid` holds offsets in the text."""
+    """Part of a text, encoded on its own; `invalid` holds offsets in `text`."""
 
     start: int
-    end: int
+    text: bytes
     ids: Ids
     invalid: Places
 
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
 
-def _encode_in_windows(
+    def cut(self, begin: int, end: int, first: int, last: int) -> Piece:
+        """Return the text in [begin, end) of the whole text, and ids [first, last)."""
+        begin, end = begin - self.start, end - self.start
+        places = np.searchsorted(self.invalid, [begin, end])
+        invalid = self.invalid[places[0] : places[1]] - begin
+        return Piece(self.text[begin:end], self.ids[first:last], invalid)
+
+
+def _join_windows(
     encode_valid: Callable[[bytes], Ids],
-    data: bytes,
+    read: Callable[[int, int], bytes],
+    num_bytes: int,
     get_token_lengths: Callable[[], Places],
-    dtype: npt.DTypeLike,
-) -> tuple[Ids, int]:
+    overlap: int,
+    sink: Sink,
+) -> bool:
+    """Encode windows that overlap by `overlap` bytes; False if two do not fit."""
     token_lengths = get_token_lengths()
-    # No more ids than bytes; pages that are never written take no memory.
-    ids = np.empty(len(data), dtype)
-    num_ids = num_invalid = 0
-
-    def append(window: _Window, first: int, last: int, begin: int, end: int) -> None:
-        nonlocal num_ids, num_invalid
-        ids[num_ids : num_ids + last - first] = window.ids[first:last]
-        num_ids += last - first
-        places = np.searchsorted(window.invalid, [begin, end])
-        num_invalid += int(places[1] - places[0])
 
     def encode(start: int) -> _Window:
-        size = max(_choose_window(data, start), 16 * overlap)
-        end = _char_start(data, start + size)
-        found, invalid = _encode_window(
-            encode_valid, data[start:end], get_token_lengths
+        text = _read_window(read, start, num_bytes, 16 * overlap)
+        return _Window(
+            start, text, *_encode_window(encode_valid, text, get_token_lengths)
         )
-        return _Window(start, end, found, invalid + start)
 
-    overlap = max(_OVERLAP_BYTES, 4 * int(token_lengths.max()))
     window = encode(0)
-    begin, first = 0, 0  # Where the ids of `window` are not yet appended.
-    while window.end < len(data):
+    begin, first = 0, 0  # The place, and the index of the token, to go on from.
+    while window.end < num_bytes:
         starts = _last_starts(window, 2 * overlap, token_lengths)
-        following = encode(_choose_start(data, starts, window.end - overlap))
+        following = encode(_choose_start(window, starts, window.end - overlap))
         stitch = _find_stitch(window, starts, following, token_lengths)
         if stitch is None:
-            # The end of the window decided over ids far before it. This takes merges
-            # made for it; if all else fails, the window grows to the whole text.
-            overlap *= 2
-            window = encode(window.start)
-            continue
+            return False
         end, last, first_following = stitch
-        append(window, first, last, begin, end)
+        sink.append(window.cut(begin, end, first, last))
         window, begin, first = following, end, first_following
-    append(window, first, len(window.ids), begin, len(data))
-    return ids[:num_ids], num_invalid
+    sink.append(window.cut(begin, num_bytes, first, len(window.ids)))
+    return True
 
 
 def _last_starts(window: _Window, num_ids: int, token_lengths: Places) -> Places:
@@ -159,7 +217,7 @@ def _last_starts(window: _Window, num_ids: int, token_lengths: Places) -> Places
     return window.end - np.cumsum(lengths[::-1])[::-1]
 
 
-def _choose_start(data: bytes, starts: Places, limit: int) -> int:
+def _choose_start(window: _Window, starts: Places, limit: int) -> int:
     """Choose where the next window starts: at the start of a token, before `limit`.
 
     Then it has the same tokens from its start on, unless the end of the window before
@@ -167,7 +225,7 @@ def _choose_start(data: bytes, starts: Places, limit: int) -> int:
     """
     starts = starts[: np.searchsorted(starts, limit)]
     for start in starts[:-_OVERLAP_BYTES:-1].tolist():
-        if data[start] & 0xC0 != 0x80:  # It starts a character.
+        if window.text[start - window.start] & 0xC0 != 0x80:  # It starts a character.
             return int(start)
     return int(starts[-1])
 
@@ -207,23 +265,28 @@ def _find_stitch(
     return int(common[place]), int(ours[place]), int(theirs[place])
 
 
-def _choose_window(data: bytes, start: int) -> int:
-    """Return the size of the window at `start`: small if it has long pretokens."""
-    stop = min(len(data), start + _WINDOW_BYTES)
-    for block in range(start, stop, _SMALL_WINDOW_BYTES):
-        if data.find(b" ", block, block + _SMALL_WINDOW_BYTES) < 0:
-            return _SMALL_WINDOW_BYTES
-    return _WINDOW_BYTES
+def _read_window(
+    read: Callable[[int, int], bytes], start: int, num_bytes: int, least: int
+) -> bytes:
+    """Read the window at `start`, a small one if it has long pretokens.
 
-
-def _char_start(data: bytes, place: int) -> int:
-    """Move `place` to the start of the UTF-8 character that it is in."""
-    if place >= len(data):
-        return len(data)
-    for start in range(place, place - 4, -1):
-        if data[start] & 0xC0 != 0x80:
-            return start
-    return place
+    It has at least `least` bytes, but for the rest of a character, or ends the text.
+    """
+    stop = min(num_bytes, start + _WINDOW_BYTES)
+    blocks = []
+    for begin in range(start, stop, _SMALL_WINDOW_BYTES):
+        blocks.append(read(begin, min(begin + _SMALL_WINDOW_BYTES, stop)))
+        if b" " not in blocks[-1]:
+            del blocks[1:]
+            break
+    text = b"".join(blocks)
+    if len(text) < least:
+        text += read(start + len(text), min(start + least, num_bytes))
+    if start + len(text) < num_bytes:
+        for place in range(len(text) - 1, len(text) - 4, -1):
+            if text[place] & 0xC0 != 0x80:
+                return text[:place]  # It may have been cut.
+    return text
 
 
 def _encode_window(

@@ -7,6 +7,8 @@ so line endings, byte order marks and invalid UTF-8 come through unchanged.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -30,8 +32,8 @@ CHUNK_BYTES = 1 << 19
 # Equal as long as a file is neither written to nor replaced.
 _IDENTITY = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
 
-# Text is held in memory until it can be cut; this is the limit. Apart from the text and
-# its ids, encoding it takes no more memory than other text (anytext.py).
+# `read_chunks` holds text in memory until it can be cut; this is the limit. Encoding
+# has no such limit (anytext.py).
 MAX_UNCUT_BYTES = 256 << 20
 
 # Whether text can be cut at a place depends on this many bytes before it and after it.
@@ -68,7 +70,6 @@ def _fill_classes() -> npt.NDArray[np.uint8]:
 _CLASSES = _fill_classes()
 
 _BLANK = re.compile(rb"(?:\s|" + re.escape(SEPARATOR) + rb")*")
-
 
 
 def find_cut(text: bytes, start: int = 0) -> int:
@@ -159,10 +160,16 @@ def _safe_places(text: bytes, begin: int, end: int) -> npt.NDArray[np.int64]:
     places are safe (tests/test_corpus.py sweeps every offset).
     """
     start = max(0, begin - CUT_CONTEXT)
-    part = text[start : end + _BYTES_AFTER].decode("utf-8", "surrogateescape")
-    chars = np.frombuffer(part.encode("utf-32-le", "surrogatepass"), "<u4")
-    lengths = 1 + (chars > 0x7F) + (chars > 0x7FF) + (chars > 0xFFFF)
+    part = text[start : end + _BYTES_AFTER]
+    chars: npt.NDArray[np.unsignedinteger] = np.frombuffer(part, np.uint8)
+    lengths = np.ones(len(part), np.int64)
+    if not part.isascii():
+        decoded = part.decode("utf-8", "surrogateescape")
+        chars = np.frombuffer(decoded.encode("utf-32-le", "surrogatepass"), "<u4")
+        lengths = 1 + (chars > 0x7F) + (chars > 0x7FF) + (chars > 0xFFFF)
     kinds = _CLASSES[chars]
+    if kinds.min() == kinds.max() != _INVALID:
+        return np.empty(0, np.int64)  # A long run is searched fast.
     lengths[kinds == _INVALID] = 1
     left, right = kinds[:-1], kinds[1:]
     is_safe = (np.minimum(left, right) >= _OTHER) & (left != right)
@@ -184,26 +191,47 @@ def _safe_places(text: bytes, begin: int, end: int) -> npt.NDArray[np.int64]:
 def find_next_cut(file: IO[bytes], offset: int) -> int:
     """Find the first place from an offset on where a file can be cut.
 
+    The last search is remembered: if a file has no such place, each of its ranges
+    would search the rest of it again.
+
     Returns:
         The place, or the size of the file if there is none. It does not depend on
         where reading began, so ranges of a file that are found independently tile it.
-
-    Raises:
-        ResourceError: More than `MAX_UNCUT_BYTES` without a place to cut.
     """
-    if offset == 0:
-        return 0
+    state = os.fstat(file.fileno())
+    search = _last_search(tuple(getattr(state, name) for name in _IDENTITY))
+    if not search.offset <= offset <= search.place:
+        search.place = min(_search_file(file, offset), state.st_size)
+        search.offset = offset
+    return search.place
+
+
+@dataclasses.dataclass
+class _Search:
+    """There is no cut in [offset, place)."""
+
+    offset: int = 0
+    place: int = 0
+
+
+@functools.lru_cache(maxsize=1)
+def _last_search(_identity: tuple[int, ...]) -> _Search:
+    return _Search()
+
+
+def _search_file(file: IO[bytes], offset: int) -> int:
     begin = max(0, offset - CUT_CONTEXT)
     file.seek(begin)
-    text, num_wanted = b"", 1 << 16
+    text, start, num_wanted = b"", offset - begin, 1 << 12
     while block := file.read(num_wanted):
-        searched = max(offset - begin, len(text) - CUT_CONTEXT)
         text += block
-        if (place := find_first_cut(text, searched)) is not None:
+        if (place := find_first_cut(text, start)) is not None:
             return begin + place
-        if len(text) > MAX_UNCUT_BYTES:
-            raise _uncut(getattr(file, "name", "text"), len(text), begin + len(text))
-        num_wanted = len(text)
+        start = max(start, len(text) - _BYTES_AFTER + 1)
+        num_dropped = max(0, start - CUT_CONTEXT)
+        text, begin = text[num_dropped:], begin + num_dropped
+        start -= num_dropped
+        num_wanted = min(2 * num_wanted, 1 << 20)
     return begin + len(text)
 
 

@@ -12,14 +12,14 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import gigatoken
 import numpy as np
 import numpy.typing as npt
 import psutil
 
-from tiny_llm.anytext import encode_any, is_utf8, separate_invalid
+from tiny_llm.anytext import IdSink, Sink, encode_any, is_utf8, separate_invalid
 from tiny_llm.corpus import SEPARATOR
 from tiny_llm.tokenizer_json import FIRST_MERGE_ID, Merge, token_lengths
 
@@ -91,9 +91,19 @@ class Engine:
         Returns:
             Ids, shape (number of tokens,), and the number of bytes that are not UTF-8.
         """
+        sink = IdSink(len(data), dtype)
+        self.encode_to(sink, lambda begin, end: data[begin:end], len(data))
+        return sink.ids, sink.num_invalid
+
+    def encode_to(
+        self, sink: Sink, read: Callable[[int, int], bytes], num_bytes: int
+    ) -> None:
+        """Encode a text that need not be in memory; see `encode_any`."""
         # Where gigatoken splits invalid UTF-8 depends on its address in memory, so ids
         # would depend on how a file is cut. That is why it only gets valid text.
-        return encode_any(self._encode_valid, data, lambda: self._token_lengths, dtype)
+        encode_any(
+            self._encode_valid, read, num_bytes, lambda: self._token_lengths, sink
+        )
 
     def _encode_valid(self, data: bytes) -> npt.NDArray[np.uint32]:
         worker = self._take()
