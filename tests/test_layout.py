@@ -29,11 +29,12 @@ ARROWS = {
     "yaml_file": {"atomic", "errors"},
     "download": {"atomic", "errors", "layout", "yaml_file"},
     "tokenizer_json": {"atomic", "corpus", "errors"},
-    "engine": {"corpus", "tokenizer_json"},
+    "anytext": {"corpus"},
+    "engine": {"anytext", "corpus", "tokenizer_json"},
     "tokenize": {
+        "anytext",
         "atomic",
         "checks",
-        "corpus",
         "engine",
         "errors",
         "tokenizer_json",
@@ -46,6 +47,7 @@ ARROWS = {
     "parts": {"atomic", "errors"},
     "verify": {"errors", "manifest", "parallel", "tokens"},
     "encoding": {
+        "anytext",
         "checks",
         "corpus",
         "errors",

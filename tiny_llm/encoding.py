@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import warnings
 from collections.abc import Callable
@@ -20,13 +19,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tiny_llm.anytext import Piece
 from tiny_llm.checks import check_int
 from tiny_llm.corpus import find_next_cut, no_document, open_text
 from tiny_llm.errors import ConfigError
 from tiny_llm.parallel import Job, map_jobs
 from tiny_llm.parts import (
     Part,
+    PartWriter,
     find_part,
+    hash_bytes,
     part_path,
     parts_folder,
     read_arrays,
@@ -227,23 +229,51 @@ def encode_range(
     Returns:
         The `Part` that was written, as a dict.
     """
+    path = part_path(Path(folder), begin)
     with open(source, "rb") as file:
         first, last = find_next_cut(file, begin), find_next_cut(file, end)
         file.seek(first)
-        text = file.read(last - first)
-    path = part_path(Path(folder), begin)
-    digest = hashlib.sha256(text).hexdigest()
-    part = find_part(path, digest)
-    if part is None:
-        tokenizer = _load_tokenizer(folder)
-        ids, num_invalid_bytes = tokenizer.encode_counting_invalid(text)
-        ends = np.flatnonzero(ids == tokenizer.separator_id) + 1
-        counts = (
-            _count_ids(ids, tokenizer.vocab_size) if count else np.empty(0, np.int64)
-        )
-        scan = dataclasses.asdict(scan_text(text, first, num_invalid_bytes))
-        part = write_part(path, scan, digest, ids, ends, counts, sync=False)
+        digest = hash_bytes(file, last - first)
+        part = find_part(path, digest)
+        if part is None:
+
+            def read(begin: int, end: int) -> bytes:
+                file.seek(first + begin)
+                return file.read(end - begin)
+
+            tokenizer = _load_tokenizer(folder)
+            with write_part(path, digest, sync=False) as writer:
+                sink = _PartSink(writer, tokenizer, first, count)
+                tokenizer.encode_to(sink, read, last - first)
+                writer.text = dataclasses.asdict(sink.scan)
+                part = writer.finish(sink.counts)
     return dataclasses.asdict(part)
+
+
+class _PartSink:
+    """Writes ids to a part, and scans the text: neither is ever all in memory."""
+
+    def __init__(
+        self, writer: PartWriter, tokenizer: BPETokenizer, first: int, count: bool
+    ) -> None:
+        self._writer, self._tokenizer = writer, tokenizer
+        self._first, self._count = first, count
+        self.clear()
+
+    def clear(self) -> None:
+        self._writer.clear()
+        self.scan = TextScan()
+        self.counts = np.zeros(
+            self._tokenizer.vocab_size if self._count else 0, np.int64
+        )
+
+    def append(self, piece: Piece) -> None:
+        ids = piece.ids.astype(self._tokenizer.dtype, copy=False)
+        self._writer.append(ids, self._tokenizer.separator_id)
+        if self._count:
+            self.counts += _count_ids(ids, self._tokenizer.vocab_size)
+        begin = self._first + self.scan.num_bytes
+        self.scan.merge(scan_text(piece.text, begin, piece.invalid))
 
 
 @functools.lru_cache(maxsize=1)

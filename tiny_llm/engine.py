@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
-import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import gigatoken
 import numpy as np
 import numpy.typing as npt
 import psutil
 
+from tiny_llm.anytext import IdSink, Sink, encode_any, is_utf8, separate_invalid
 from tiny_llm.corpus import SEPARATOR
-from tiny_llm.tokenizer_json import FIRST_MERGE_ID, Merge
+from tiny_llm.tokenizer_json import FIRST_MERGE_ID, Merge, token_lengths
 
 # gigatoken 0.10 caches every distinct pretoken without limit: 10 to 16 bytes of memory
 # per byte of text if every word is new. So the memory of the process is sampled
@@ -47,7 +48,7 @@ def learn_merges(sample: bytes, num_merges: int) -> list[Merge]:
     if num_merges == 0:
         return []
     if not is_utf8(sample):
-        sample = SEPARATOR.join(split_at_invalid(sample)[::2])
+        sample = separate_invalid(sample)
     with _silenced():
         _, merges = gigatoken.train_bpe(
             sample,
@@ -76,26 +77,47 @@ class Engine:
         self._file_bytes = file_bytes
         self._idle: list[_Worker] = []
 
-    def encode(self, data: bytes) -> tuple[npt.NDArray[np.uint32], int]:
+    def encode(
+        self, data: bytes, dtype: npt.DTypeLike = np.uint32
+    ) -> tuple[npt.NDArray[np.unsignedinteger], int]:
         """Encode any bytes; each byte that is not UTF-8 becomes its own id.
+
+        Memory is bounded, apart from the ids, for text of any length and kind.
+
+        Args:
+            data: The text.
+            dtype: Of the ids; must be able to hold all of them.
 
         Returns:
             Ids, shape (number of tokens,), and the number of bytes that are not UTF-8.
         """
+        sink = IdSink(len(data), dtype)
+        self.encode_to(sink, lambda begin, end: data[begin:end], len(data))
+        return sink.ids, sink.num_invalid
+
+    def encode_to(
+        self, sink: Sink, read: Callable[[int, int], bytes], num_bytes: int
+    ) -> None:
+        """Encode a text that need not be in memory; see `encode_any`."""
+        # Where gigatoken splits invalid UTF-8 depends on its address in memory, so ids
+        # would depend on how a file is cut. That is why it only gets valid text.
+        encode_any(
+            self._encode_valid, read, num_bytes, lambda: self._token_lengths, sink
+        )
+
+    def _encode_valid(self, data: bytes) -> npt.NDArray[np.uint32]:
         worker = self._take()
-        num_invalid = 0
-        if is_utf8(data):
-            ids = worker.encode(data)
-        else:
-            pieces = split_at_invalid(data)
-            ids = np.concatenate([worker.encode(piece) for piece in pieces])
-            num_invalid = len(pieces) // 2
+        ids = worker.encode(data)
         if worker.is_small():
             self._idle.append(worker)
         else:
             del worker  # The last reference; only freed memory can be returned.
             _return_freed_memory()
-        return ids, num_invalid
+        return ids
+
+    @functools.cached_property
+    def _token_lengths(self) -> npt.NDArray[np.int64]:
+        return token_lengths(self._file_bytes)
 
     def decode(self, ids: npt.NDArray[np.uint32]) -> bytes:
         """Decode ids, shape (n,), which must all be in the vocab."""
@@ -144,35 +166,6 @@ def _return_freed_memory() -> None:
     """Make glibc return freed memory to the system; do nothing without glibc."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-# Where gigatoken splits invalid UTF-8 depends on its address in memory, so ids would
-# depend on how a file is cut. That is why it only gets valid text.
-def is_utf8(data: bytes) -> bool:
-    """Whether bytes are valid UTF-8; on mostly ASCII, 3 times as fast as decoding.
-
-    Each block of pure ASCII is replaced by a space, which does not change whether the
-    bytes around it are valid.
-    """
-    if data.isascii():
-        return True
-    blocks = (data[i : i + 4096] for i in range(0, len(data), 4096))
-    try:
-        b"".join(b" " if block.isascii() else block for block in blocks).decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def split_at_invalid(data: bytes) -> list[bytes]:
-    """Split bytes into pieces: valid UTF-8 and single invalid bytes alternate.
-
-    >>> [list(piece) for piece in split_at_invalid(bytes([0x61, 0x62, 0xFF, 0x63]))]
-    [[97, 98], [255], [99]]
-    """
-    text = data.decode("utf-8", "surrogateescape")
-    pieces = re.split("([\udc80-\udcff])", text)
-    return [piece.encode("utf-8", "surrogateescape") for piece in pieces]
 
 
 _silence_lock = threading.Lock()

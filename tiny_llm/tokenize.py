@@ -8,18 +8,17 @@ any bytes: a byte that is not valid UTF-8 becomes its own id, and no merge cross
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tiny_llm.anytext import Sink
 from tiny_llm.atomic import atomic_write
 from tiny_llm.checks import check_int
-from tiny_llm.corpus import cut_chunks
 from tiny_llm.engine import Engine, learn_merges
 from tiny_llm.errors import ConfigError, InputError
 from tiny_llm.tokenizer_json import (
@@ -170,17 +169,19 @@ class BPETokenizer:
         Returns:
             Shape (number of tokens,), `dtype`.
         """
-        return self.encode_counting_invalid(text)[0]
+        return self._engine.encode(_to_bytes(text), self.dtype)[0]
 
-    def encode_counting_invalid(self, text: str | bytes) -> tuple[Ids, int]:
-        """Like `encode`, and count the bytes that are not valid UTF-8."""
-        # Small pieces more than halve gigatoken's memory, not counting the ids.
-        ids, num_invalid_bytes = [np.empty(0, self.dtype)], 0
-        for piece in cut_chunks(io.BytesIO(_to_bytes(text))):
-            piece_ids, num_invalid = self._engine.encode(piece)
-            ids.append(piece_ids.astype(self.dtype))
-            num_invalid_bytes += num_invalid
-        return np.concatenate(ids), num_invalid_bytes
+    def encode_to(
+        self, sink: Sink, read: Callable[[int, int], bytes], num_bytes: int
+    ) -> None:
+        """Encode a text that need not be in memory, piece by piece.
+
+        Args:
+            sink: Gets the pieces in order; their ids may have a wider dtype.
+            read: `read(begin, end)` returns these bytes of the text.
+            num_bytes: Size of the text.
+        """
+        self._engine.encode_to(sink, read, num_bytes)
 
     def decode_bytes(self, ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
         """Return the bytes that ids stand for; the inverse of `encode`.

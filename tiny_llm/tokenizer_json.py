@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from tiny_llm.atomic import to_json
 from tiny_llm.corpus import SEPARATOR
 from tiny_llm.errors import InputError
@@ -61,6 +64,19 @@ def format_merges(merges: Sequence[Merge]) -> bytes:
     """Return the content of a tokenizer.json, which depends on the merges alone."""
     value = _to_value(merges)
     return json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def token_lengths(file_bytes: bytes) -> npt.NDArray[np.int64]:
+    """Return the number of bytes of each token, shape (vocab_size,).
+
+    Args:
+        file_bytes: What `format_merges` returned.
+    """
+    vocab = json.loads(file_bytes)["model"]["vocab"]
+    lengths = np.zeros(len(vocab), np.int64)
+    # Each byte is spelled as one character, also in the separator, which is ASCII.
+    lengths[[*vocab.values()]] = [*map(len, vocab)]
+    return lengths
 
 
 def parse_merges(path: Path) -> list[Merge]:
