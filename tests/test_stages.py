@@ -82,11 +82,15 @@ def test_metrics_say_what_was_made(workspace, text):
         "vocab_size",
         "num_merges",
         "sample_bytes",
+        "sample_documents",
+        "sample_bytes_left_out",
         "last_merge_count",
     ]
     assert bpe["vocab_size_asked"] == 4096
     assert bpe["vocab_size"] == 257 + bpe["num_merges"] < 4096
     assert bpe["sample_bytes"] == len(text)
+    assert bpe["sample_documents"] == text.count(SEP)
+    assert bpe["sample_bytes_left_out"] == 0
     encode = json.loads((reports / "encode-train.json").read_bytes())
     assert encode["num_documents"] == text.count(SEP)
     assert encode["bytes_per_token"] == round(len(text) / encode["num_tokens"], 4)
