@@ -17,6 +17,7 @@ from tests.test_tokenize import ADVERSARIAL
 from tiny_llm import engine_gigatoken, engine_tokenizers
 from tiny_llm.engine import learn_merges, library
 from tiny_llm.errors import ConfigError
+from tiny_llm.parallel import Job, map_jobs
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokenizer_json import format_merges
 
@@ -54,6 +55,17 @@ def test_the_variable_chooses_the_library(monkeypatch):
     assert library() is engine_gigatoken
     monkeypatch.setenv("TINY_LLM_ENGINE", "")
     assert library() is engine_gigatoken
+
+
+def name_of_library(number):
+    return library().__name__
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_workers_use_the_library_of_their_parent(monkeypatch, name):
+    monkeypatch.setenv("TINY_LLM_ENGINE", name)
+    jobs = [Job("a name", {"number": number}) for number in range(9)]
+    assert set(map_jobs(name_of_library, jobs, 2)) == {f"tiny_llm.engine_{name}"}
 
 
 @pytest.mark.parametrize("name", ["tiktoken", "Gigatoken", "gigatoken "])
