@@ -32,7 +32,7 @@ ARROWS = {
     "engine_gigatoken": {"corpus", "errors", "tokenizer_json"},
     "engine_tokenizers": {"corpus", "tokenizer_json"},
     "engine": {"engine_gigatoken", "engine_tokenizers", "errors", "tokenizer_json"},
-    "sample": {"corpus", "engine"},
+    "sample": {"atomic", "corpus", "engine"},
     "tokenize": {
         "atomic",
         "checks",
@@ -43,7 +43,7 @@ ARROWS = {
         "tokenizer_json",
         "tokens",
     },
-    "training": {"corpus", "sample", "tokenize"},
+    "training": {"corpus", "parallel", "sample", "tokenize"},
     "manifest": {"atomic", "errors"},
     "tokens": {"atomic", "errors", "manifest"},
     "worker": {"errors"},
