@@ -11,7 +11,13 @@ import pytest
 
 from tests.conftest import ROOT
 from tiny_llm.errors import ConfigError, InputError, ResourceError
-from tiny_llm.parallel import Job, _cgroup_quota, count_workers, map_jobs
+from tiny_llm.parallel import (
+    Job,
+    _cgroup_quota,
+    count_workers,
+    map_jobs,
+    run_in_worker,
+)
 
 
 def double(number):
@@ -55,6 +61,13 @@ def test_results_come_in_the_order_of_the_jobs(num_workers):
 
 def test_few_jobs_run_in_this_process():
     assert next(map_jobs(double, jobs(1)))["process"] == os.getpid()
+
+
+def test_one_job_can_run_in_a_worker():
+    [job] = jobs(1)
+    assert run_in_worker(double, job)["process"] != os.getpid()
+    with pytest.raises(ResourceError, match=r"killed by SIGABRT.*or take less, and"):
+        run_in_worker(die, Job("it", {"number": 3, "how": signal.SIGABRT}, "take less"))
 
 
 def test_an_error_of_ours_is_raised_as_it_was():

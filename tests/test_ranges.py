@@ -57,13 +57,14 @@ LOGGING = """
 import hashlib, os
 from tiny_llm import encoding
 from tiny_llm.tokenize import BPETokenizer
-encode = BPETokenizer.encode_counting_invalid
+encode_to = BPETokenizer.encode_to
 original = encoding.encode_range
-def encode_and_log(self, text):
+def encode_and_log(self, sink, read, num_bytes):
+    text = read(0, num_bytes)
     with open(os.environ["LOG"], "ab", buffering=0) as log:
         log.write(hashlib.sha256(text).hexdigest().encode() + b"\\n")
-    return encode(self, text)
-BPETokenizer.encode_counting_invalid = encode_and_log
+    encode_to(self, sink, read, num_bytes)
+BPETokenizer.encode_to = encode_and_log
 def encode_range(**job):
     return original(**job)
 """

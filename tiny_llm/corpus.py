@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -313,6 +314,16 @@ def _uncut(name: str, num_bytes: int, offset: int) -> ResourceError:
     )
 
 
+def chunks_of(text: bytes | Path) -> Iterator[bytes]:
+    """Cut bytes in memory, or the content of a file, into chunks.
+
+    Raises:
+        ResourceError: More than `MAX_UNCUT_BYTES` without a place to cut.
+    """
+    with open(text, "rb") if isinstance(text, Path) else io.BytesIO(text) as file:
+        yield from cut_chunks(file)
+
+
 def read_sample(path: str | os.PathLike[str], num_bytes: int) -> bytes:
     """Read a sample from the beginning of a file: as many whole documents as fit.
 
@@ -352,17 +363,21 @@ def require_text(path: str | os.PathLike[str]) -> None:
 
 
 def sample_bytes(sample_mb: object) -> int:
-    """Convert `sample_mb` MiB to bytes, at least 1.
+    """Convert `sample_mb` MiB to bytes, at least 1; "all" is more than any file has.
 
     Raises:
-        ConfigError: `sample_mb` is not a number above 0.
+        ConfigError: `sample_mb` is not a number above 0 or "all".
     """
+    if sample_mb == "all":
+        return 1 << 62
     if (
         isinstance(sample_mb, bool)
         or not isinstance(sample_mb, int | float)
         or not 0 < sample_mb < 1 << 40
     ):
-        raise ConfigError(f"sample_mb is {sample_mb!r}; give a number of MiB above 0")
+        raise ConfigError(
+            f"sample_mb is {sample_mb!r}; give a number of MiB above 0, or all"
+        )
     return max(1, int(sample_mb * (1 << 20)))
 
 

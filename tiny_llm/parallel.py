@@ -38,10 +38,12 @@ class Job(NamedTuple):
     Attributes:
         name: What error messages call it, such as "bytes 0 to 8,388,608 of train.txt".
         arguments: Keyword arguments, which JSON can hold.
+        remedy: What to do, besides freeing memory, when the worker is killed.
     """
 
     name: str
     arguments: dict[str, Any]
+    remedy: str = f"set {WORKERS_VARIABLE} lower"
 
 
 def count_workers() -> int:
@@ -122,6 +124,18 @@ def map_jobs(
     workers = _Workers(function, min(num_workers, len(jobs)))
     try:
         yield from workers.map(jobs)
+    finally:
+        workers.kill()
+
+
+def run_in_worker(function: Callable[..., Any], job: Job) -> Any:
+    """Like `map_jobs` with one job, but always in a worker process.
+
+    Native code that aborts the process when memory runs out ends only the worker.
+    """
+    workers = _Workers(function, 1)
+    try:
+        return next(workers.map([job]))
     finally:
         workers.kill()
 
@@ -222,11 +236,11 @@ class _Worker:
             how = f"was killed by {signal.Signals(-status).name}"
         if status in (-signal.SIGKILL, -signal.SIGABRT):
             how += ", probably because memory ran out"
-        name = self._job.name if self._job else "no job"
+        job = self._job or Job("no job", {})
         return (
-            f"the worker process on {name} {how}"
+            f"the worker process on {job.name} {how}"
             + (f" ({said[-1]})" if said else "")
-            + f"; free memory or set {WORKERS_VARIABLE} lower, and run again"
+            + f"; free memory or {job.remedy}, and run again"
         )
 
     def close(self) -> None:

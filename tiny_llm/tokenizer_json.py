@@ -92,7 +92,7 @@ def parse_merges(path: Path) -> list[Merge]:
     try:
         found = json.loads(path.read_bytes())
         merges = [
-            (_to_token_bytes(left), _to_token_bytes(right))
+            (to_token_bytes(left), to_token_bytes(right))
             for left, right in found["model"]["merges"]
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -166,5 +166,6 @@ def _to_chars(token_bytes: bytes) -> str:
     return "".join(map(_CHAR_OF.__getitem__, token_bytes))
 
 
-def _to_token_bytes(chars: str) -> bytes:
+def to_token_bytes(chars: str) -> bytes:
+    """Return the bytes that the characters of a tokenizer.json spell."""
     return bytes(map(_BYTE_OF.__getitem__, chars))
