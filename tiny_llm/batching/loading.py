@@ -198,11 +198,12 @@ def _open_cached(path: StrPath) -> TokenFile:
             "returns, a one-dimensional array of integers, or a path"
         )
     path = _find_path(path)
-    return _open_version(path, _version(path), _version(manifest_path(path)))
+    versions = _version(path), _version(manifest_path(path))
+    return _open_version(path, versions)
 
 
 @functools.lru_cache(maxsize=8)
-def _open_version(path: Path, *_: object) -> TokenFile:
+def _open_version(path: Path, _: object) -> TokenFile:
     return TokenFile(path)
 
 
