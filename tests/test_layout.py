@@ -44,6 +44,7 @@ ARROWS = {
         "anytext",
         "atomic",
         "checks",
+        "corpus",
         "engine",
         "errors",
         "sample",
