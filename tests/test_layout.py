@@ -55,7 +55,8 @@ ARROWS = {
     "manifest": {"atomic", "errors"},
     "tokens": {"atomic", "errors", "manifest"},
     "worker": {"errors"},
-    "parallel": {"checks", "errors", "worker"},
+    "cluster": {"errors", "worker"},
+    "parallel": {"checks", "cluster", "errors", "worker"},
     "parts": {"atomic", "errors"},
     "verify": {"errors", "manifest", "parallel", "tokens"},
     "encoding": {
@@ -218,9 +219,10 @@ def packages_imported(*folders: str) -> set[str]:
 
 
 def test_the_library_depends_on_exactly_what_it_imports():
-    """And the extra `tokenizers`, which one engine needs."""
-    asked = [*dependencies()[""], *dependencies()["tokenizers"]]
-    assert {requirement.name for requirement in asked} == packages_imported("tiny_llm")
+    """And the extras `cluster` and `tokenizers`, each for one module."""
+    extras = ("", "cluster", "tokenizers")
+    asked = {need.name for extra in extras for need in dependencies()[extra]}
+    assert asked == packages_imported("tiny_llm")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from tiny_llm.errors import ConfigError, InputError, ResourceError
+from tiny_llm.errors import ClusterError, ConfigError, InputError, ResourceError
 from tiny_llm.parallel import (
     Job,
     _cgroup_quota,
@@ -169,3 +170,49 @@ def test_the_smallest_cgroup_quota_above_this_process_counts(
         (tmp_path / "root" / folder / "cpu.max").write_text(f"{quota}\n")
     assert _cgroup_quota(tmp_path / "membership", tmp_path / "root") == num_cores
     assert _cgroup_quota(tmp_path / "gone", tmp_path / "root") is None
+
+
+@pytest.fixture
+def on_cluster(monkeypatch):
+    """As if a cluster had been chosen; check_cluster.py has one that runs."""
+    monkeypatch.setenv("TINY_LLM_CLUSTER", "ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    return monkeypatch
+
+
+def test_an_unknown_cluster_is_refused(on_cluster):
+    on_cluster.setenv("TINY_LLM_CLUSTER", "dask")
+    with pytest.raises(ConfigError, match="TINY_LLM_CLUSTER is 'dask'; set it to ray"):
+        list(map_jobs(double, jobs(1)))
+
+
+@pytest.mark.parametrize(
+    "address", ["", "local", "auto", "ray://127.0.0.1:10001", "head:", ":6379"]
+)
+def test_a_cluster_needs_host_and_port(on_cluster, address):
+    on_cluster.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS is '{address}'; .* HOST:PORT"):
+        list(map_jobs(double, jobs(1)))
+
+
+def test_a_cluster_on_other_machines_needs_authentication(on_cluster):
+    on_cluster.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # Nobody's: RFC 5737.
+    with pytest.raises(ConfigError, match=r"get-auth-token --generate.*RAY_AUTH_MODE"):
+        list(map_jobs(double, jobs(1)))
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_even_for_few_jobs(on_cluster):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    on_cluster.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=f"no Ray head answers at {address}"):
+        list(map_jobs(double, jobs(1)))
+
+
+def test_a_cluster_without_ray_says_what_to_install(on_cluster):
+    on_cluster.setitem(sys.modules, "ray", None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        on_cluster.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(ConfigError, match="pip install 'tiny-llm\\[cluster\\]'"):
+            list(map_jobs(double, jobs(1)))

@@ -1,8 +1,8 @@
 """Parallel jobs: call a function once per job, with results in order.
 
-Few jobs run in this process; more run in worker processes. Jobs and results
-are JSON, so a job names its data (a path and a range of bytes) instead of holding it.
-Results do not depend on the number of workers.
+Few jobs run in this process; more run in worker processes, or all on a cluster. Jobs
+and results are JSON, so a job names its data (a path and a range of bytes) instead of
+holding it. Results do not depend on the number of workers or on where they are.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tiny_llm.checks import check_int
+from tiny_llm.cluster import is_cluster_chosen, map_on_cluster
 from tiny_llm.errors import ResourceError
-from tiny_llm.worker import ERRORS
+from tiny_llm.worker import Job, result_of
+
+__all__ = ["Job", "count_workers", "is_cluster_chosen", "map_jobs", "run_in_worker"]
 
 WORKERS_VARIABLE = "TINY_LLM_WORKERS"
 
@@ -30,20 +33,6 @@ _MAX_JOBS_IN_PROCESS = 2
 
 # How far ahead of the next result to work, in jobs per worker.
 _WINDOW = 8
-
-
-class Job(NamedTuple):
-    """One call.
-
-    Attributes:
-        name: What error messages call it, such as "bytes 0 to 8,388,608 of train.txt".
-        arguments: Keyword arguments, which JSON can hold.
-        remedy: What to do, besides freeing memory, when the worker is killed.
-    """
-
-    name: str
-    arguments: dict[str, Any]
-    remedy: str = f"set {WORKERS_VARIABLE} lower"
 
 
 def count_workers() -> int:
@@ -103,7 +92,7 @@ def map_jobs(
         function: A function of a module, which workers import. What it returns must
             be JSON.
         jobs: One call each.
-        num_workers: By default `count_workers()`.
+        num_workers: By default `count_workers()`; a cluster has its own.
 
     Yields:
         Results in the order of the jobs.
@@ -111,12 +100,17 @@ def map_jobs(
     Raises:
         ConfigError: `num_workers` is below 1.
         ResourceError: A worker was killed or ran out of memory; names the job.
+        ClusterError: The cluster that TINY_LLM_CLUSTER asks for cannot be used, or
+            fails at a job each time; names the job.
         Exception: Whatever `function` raised first; a RuntimeError with its traceback
             if it is none of tiny_llm.errors.
     """
     if num_workers is None:
         num_workers = count_workers()
     num_workers = check_int("num_workers", num_workers)
+    if is_cluster_chosen():
+        yield from map_on_cluster(function, jobs)
+        return
     if len(jobs) <= _MAX_JOBS_IN_PROCESS:
         for job in jobs:
             yield function(**job.arguments)
@@ -220,12 +214,7 @@ class _Worker:
         line = self.answers.readline()
         if not line.endswith(b"\n"):
             raise ResourceError(self._explain_death())
-        answer = json.loads(line)
-        if "error" not in answer:
-            return answer["result"]
-        if kind := ERRORS.get(answer["error"]):
-            raise kind(answer["message"])
-        raise RuntimeError(f"a worker failed:\n{answer['message']}")
+        return result_of(json.loads(line))
 
     def _explain_death(self) -> str:
         status = self.process.wait()
