@@ -3,7 +3,8 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help repro compare train verify test check check-rest format lint types \
-	lock-check corpus-check picture-check bench picture lock clean
+	lock-check corpus-check picture-check cluster-check bench picture lock \
+	clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -53,6 +54,9 @@ corpus-check: .venv/test.done
 picture-check: .venv/test.done
 	python -m tools.draw_reports --check
 
+cluster-check: .venv/cluster.done  ## Test a Ray cluster on loopback, in two minutes
+	python -m pytest -n 0 tests/check_cluster.py
+
 bench: .venv/bench.done  ## Compare speed with other libraries (TEXT=FILE: on your text)
 	python benchmarks/bench_train.py $(if $(TEXT),"$(TEXT)")
 	python benchmarks/bench_encode.py $(if $(TEXT),"$(TEXT)")
@@ -82,6 +86,10 @@ INSTALL = python -m pip install --quiet --constraint requirements.lock --editabl
 
 .venv/test.done: .venv/repro.done
 	$(INSTALL) '.[pipeline,dev]'
+	touch $@
+
+.venv/cluster.done: .venv/test.done
+	$(INSTALL) '.[pipeline,dev,cluster]'
 	touch $@
 
 .venv/bench.done: .venv/repro.done

@@ -1,169 +1,119 @@
-"""Encoding: a text file to a file of uint16 ids in one process, for several libraries.
+"""Encoding: from a text file to a file of uint16 ids, as a whole process.
 
-    python benchmarks/bench_encode.py [TEXT] [--rounds N]
+    python benchmarks/bench_encode.py [TEXT] [--mb 300] [--rounds N] [--before CHECKOUT]
 
-The time covers reading, splitting, encoding and writing. Ours also computes two
-digests of the ids and waits until they are on disk; the peers do neither. Slow peers
-get the first 10 MB and are compared with ours on the same 10 MB. Nothing is reported
-unless the ids of every peer equal ours. Without TEXT, the input is the built-in corpus,
-repeated in shuffled order up to 100 MB.
+The time is that of the process, start-up included. Ours also counts documents, makes an
+index and digests, and waits until all is on disk; the peers do not. Slow peers run
+once, and are compared with a run of ours beside them. Nothing is reported unless all
+ids are equal. The text is TEXT, or the built-in corpus, with its documents shuffled and
+repeated up to the size. `--before` measures an earlier version, too.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
 import tempfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import harness
 import numpy as np
-from harness import Peer
 
-from tiny_llm.corpus import SEPARATOR, read_chunks, read_sample
-from tiny_llm.encoding import encode_file
-from tiny_llm.tokenize import FIRST_MERGE_ID, SEPARATOR_ID, BPETokenizer
+from tiny_llm.corpus import read_sample
+from tiny_llm.parallel import count_workers
+from tiny_llm.tokenize import BPETokenizer
 
-TEXT_BYTES = 100_000_000
-PREFIX_BYTES = 10_000_000
 SAMPLE_BYTES = 10 << 20
 VOCAB_SIZE = 4096
+SLOW = ("ours-again", "tiktoken", "hf")
 
 
-def encode_ours(source: Path, target: Path) -> harness.Work:
-    tokenizer = BPETokenizer.load(source.with_name("tokenizer.json"))
-    tokenizer.encode("warm up")
+class Peer(NamedTuple):
+    """One row of the table: the encoder to run, and its environment variables."""
 
-    def work() -> None:
-        encode_file(tokenizer, source, target)
-
-    return work
-
-
-def encode_gigatoken(source: Path, target: Path, *, parallel: bool) -> harness.Work:
-    import gigatoken
-
-    tokenizer = gigatoken.Tokenizer(source.with_name("tokenizer.json"))
-    tokenizer.encode_batch(["warm up"], parallel=parallel)
-
-    def work() -> None:
-        files = gigatoken.TextFileSource([source])
-        documents = tokenizer.encode_files(files, parallel=parallel)
-        # Without a separator, the file is a single document: one array of uint32.
-        ids = np.asarray(documents[0])
-        ids.astype(np.uint16).tofile(target)
-
-    return work
+    label: str
+    package: str
+    encoder: str
+    baseline: str = "ours"
+    environment: tuple[tuple[str, str], ...] = ()
 
 
-def encode_tiktoken(source: Path, target: Path) -> harness.Work:
-    import tiktoken
-
-    merges = BPETokenizer.load(source.with_name("tokenizer.json")).merges
-    ranks = {bytes([byte]): byte for byte in range(256)}
-    # Ranks need not be dense: skipping the separator's makes them equal to our ids.
-    ranks |= {
-        left + right: rank for rank, (left, right) in enumerate(merges, FIRST_MERGE_ID)
-    }
-    tokenizer = tiktoken.Encoding(
-        "ours",
-        pat_str=harness.GPT2_PATTERN,
-        mergeable_ranks=ranks,
-        special_tokens={SEPARATOR.decode(): SEPARATOR_ID},
-    )
-    tokenizer.encode_ordinary_batch(["warm up"])
-
-    def work() -> None:
-        documents = harness.read_documents(source)
-        rows = tokenizer.encode_ordinary_batch(
-            documents, num_threads=os.cpu_count() or 1
+def make_peers(num_workers: int, before: Path | None) -> dict[str, Peer]:
+    """List the rows of the table."""
+    peers = {"ours": Peer("tiny_llm", "tiny_llm", "ours")}
+    for number in range(1, num_workers):
+        label = f"tiny_llm, {number} of {num_workers} workers"
+        workers = (("TINY_LLM_WORKERS", str(number)),)
+        peers[f"workers-{number}"] = Peer(
+            label, "tiny_llm", "ours", environment=workers
         )
-        write_rows(rows, target)
-
-    return work
-
-
-def encode_hf(source: Path, target: Path) -> harness.Work:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(source.with_name("tokenizer.json")))
-    tokenizer.encode_batch_fast(["warm up"])
-
-    def work() -> None:
-        documents = harness.read_documents(source)
-        rows = (row.ids for row in tokenizer.encode_batch_fast(documents))
-        write_rows(rows, target)
-
-    return work
+    if before:
+        path = (("PYTHONPATH", str(before.resolve())),)
+        peers["before"] = Peer("tiny_llm, before", "tiny_llm", "ours", "ours", path)
+    return peers | {
+        "gigatoken": Peer("gigatoken encode_files", "gigatoken", "gigatoken"),
+        "copy": Peer("copying the ids, with fsync", "tiny_llm", "copy"),
+        "ours-again": Peer("tiny_llm", "tiny_llm", "ours", "ours-again"),
+        "tiktoken": Peer("tiktoken", "tiktoken", "tiktoken", "ours-again"),
+        "hf": Peer("Hugging Face tokenizers", "tokenizers", "hf", "ours-again"),
+    }
 
 
-def write_rows(rows: Iterable[list[int]], path: Path) -> None:
-    """Write the ids of documents, with a separator id between them."""
-    separator = np.array([SEPARATOR_ID], dtype=np.uint16)
-    with open(path, "wb") as file:
-        for number, row in enumerate(rows):
-            if number:
-                separator.tofile(file)
-            np.array(row, dtype=np.uint16).tofile(file)
-
-
-FULL = ("text.txt", "ours")
-PREFIX = ("prefix.txt", "ours-10")
-GIGATOKEN = partial(encode_gigatoken, parallel=True)
-GIGATOKEN_ONE = partial(encode_gigatoken, parallel=False)
-PEERS = {
-    "ours": Peer("tiny_llm encode_file", "tiny_llm", encode_ours, *FULL),
-    "gigatoken": Peer("gigatoken encode_files", "gigatoken", GIGATOKEN, *FULL),
-    "gigatoken-one": Peer(
-        "gigatoken encode_files, one thread", "gigatoken", GIGATOKEN_ONE, *FULL
-    ),
-    "ours-10": Peer("tiny_llm encode_file", "tiny_llm", encode_ours, *PREFIX),
-    "tiktoken": Peer(
-        "tiktoken encode_ordinary_batch", "tiktoken", encode_tiktoken, *PREFIX
-    ),
-    "hf": Peer("Hugging Face encode_batch_fast", "tokenizers", encode_hf, *PREFIX),
-}
+def run_peer(
+    peers: dict[str, Peer], _: str, name: str, folder: Path, python: str
+) -> dict[str, float]:
+    """Run one encoder; return its figure."""
+    target, peer = harness.output_path(folder, name), peers[name]
+    script = str(Path(__file__).with_name("encoders.py"))
+    command = [python, script, peer.encoder, str(folder / "text.txt"), str(target)]
+    if peer.encoder == "copy":
+        ids = harness.output_path(folder, "ours")
+        command = ["dd", f"if={ids}", f"of={target}", "bs=1M", "conv=fsync"]
+    return harness.run_whole(command, dict(peer.environment), folder / "text.txt")
 
 
 def compare_ids(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Compare the ids of each peer with ours; return a note for each."""
     tokenizer = BPETokenizer.load(folder / "tokenizer.json")
-    expected = {
-        text: np.concatenate([tokenizer.encode(x) for x in read_chunks(folder / text)])
-        for text in ("text.txt", "prefix.txt")
-    }
+    expected = np.fromfile(harness.output_path(folder, "ours"), np.uint16)
+    prefix = read_sample(folder / "text.txt", SAMPLE_BYTES)
+    if tokenizer.decode_bytes(expected[: len(tokenizer.encode(prefix))]) != prefix:
+        raise SystemExit("our ids do not decode to the text; nothing reported")
     notes = {}
     for name in names:
-        ids = np.fromfile(harness.output_path(folder, name), dtype=np.uint16)
-        if not np.array_equal(ids, expected[PEERS[name].text]):
+        ids = np.fromfile(harness.output_path(folder, name), np.uint16)
+        if not np.array_equal(ids, expected):
             raise SystemExit(f"{name}: ids differ from ours; nothing reported")
-        notes[name] = f"{len(ids):,} ids{'' if 'ours' in name else ', equal'}"
+        notes[name] = f"{len(ids):,} ids"
     return notes
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mb", type=int, default=300, help="size of the text")
+    parser.add_argument("--before", type=Path, help="a checkout to compare with")
+
+
 def main() -> None:
-    args = harness.parse_arguments(__doc__)
-    if args.one:
-        harness.measure(args.one, PEERS[args.one], args.folder)
-        return
+    args = harness.parse_arguments(__doc__, add_arguments)
+    peers = make_peers(count_workers(), args.before)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if args.text:
-            (folder / "text.txt").symlink_to(args.text.resolve())
-        else:
-            harness.repeat_documents(folder / "text.txt", TEXT_BYTES)
-        prefix = read_sample(folder / "text.txt", PREFIX_BYTES)
-        (folder / "prefix.txt").write_bytes(prefix)
+        source = args.text or harness.BUILT_IN_TEXT
+        harness.repeat_documents(folder / "text.txt", args.mb * 10**6, source)
         tokenizer = BPETokenizer()
         tokenizer.train(read_sample(folder / "text.txt", SAMPLE_BYTES), VOCAB_SIZE)
         tokenizer.save(folder / "tokenizer.json")
-        for _ in read_chunks(folder / "text.txt"):
-            pass  # Bring the text into the page cache.
-        names = harness.installed(PEERS)
-        figures, _ = harness.run_rounds(__file__, names, folder, args.rounds)
+        names = harness.installed(peers)
+        run = partial(
+            harness.run_rounds, "", folder=folder, run=partial(run_peer, peers)
+        )
+        fast = [name for name in names if name not in SLOW]
+        figures, _ = run(fast, num_rounds=args.rounds)
+        figures |= run([name for name in names if name in SLOW], num_rounds=1)[0]
         notes = compare_ids(folder, figures)
-    table = harness.format_table(PEERS, figures, notes)
+    table = harness.format_table(peers, figures, notes)
     harness.write_table("bench_encode", table, args)
 
 

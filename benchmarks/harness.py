@@ -9,6 +9,7 @@ tables show their median over the rounds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import dataclasses
 import gc
@@ -22,6 +23,7 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 
 from tiny_llm.corpus import SEPARATOR
 
@@ -72,9 +75,10 @@ class Figure:
     """What one process measured. A MB is 10**6 bytes.
 
     Attributes:
-        wall_s: Wall time of the work alone.
-        cpu_s: User and system time of all threads, of the work alone.
-        peak_mb: Peak resident memory of the whole process, imports included.
+        wall_s: Wall time of the work alone, or of the whole process (`run_whole`).
+        cpu_s: User and system time of all its threads and processes.
+        peak_mb: Peak memory of the whole process, imports included: resident memory,
+            or the proportional set sizes of the process and its descendants.
         text_mb: Size of the text.
     """
 
@@ -84,13 +88,20 @@ class Figure:
     text_mb: float
 
 
-def parse_arguments(doc: str, *, takes_text: bool = True) -> argparse.Namespace:
+def parse_arguments(
+    doc: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    *,
+    takes_text: bool = True,
+) -> argparse.Namespace:
     """Parse the command line; `--one` and `--folder` are for the fresh processes."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.set_defaults(text=None)
     if takes_text:
         help_ = "default: data/train.txt"
         parser.add_argument("text", nargs="?", type=Path, help=help_)
+    if add_arguments:
+        add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -134,6 +145,7 @@ def run_rounds(
     folder: Path,
     num_rounds: int,
     *,
+    run: Callable[[str, str, Path, str], Any] | None = None,
     pythons: Mapping[str, str] | None = None,
     may_fail: bool = False,
 ) -> tuple[dict[str, list[Any]], dict[str, str]]:
@@ -144,12 +156,13 @@ def run_rounds(
         names: What to measure. Each round begins with a different name.
         folder: Where the script left the input files.
         num_rounds: Number of rounds.
+        run: Makes a figure; `run_alone` by default.
         pythons: The interpreter for each name that cannot use ours.
         may_fail: Whether to continue without a name that fails, or to exit.
 
     Returns:
-        For each name, the parsed JSON of its last line in every round; and for each
-        name that failed, the reason.
+        For each name, what `run` returned in every round; and for each name that
+        failed, the reason.
     """
     figures: dict[str, list[Any]] = {name: [] for name in names}
     failures: dict[str, str] = {}
@@ -161,7 +174,8 @@ def run_rounds(
             print(f"{round_number + 1}/{num_rounds} {name}", flush=True)
             python = (pythons or {}).get(name, sys.executable)
             try:
-                figures[name].append(run_alone(script, name, folder, python))
+                figure = (run or run_alone)(script, name, folder, python)
+                figures[name].append(figure)
             except subprocess.SubprocessError as error:
                 reason = str(getattr(error, "stderr", "") or error).strip()
                 print(reason, flush=True)
@@ -182,6 +196,43 @@ def run_alone(script: str, name: str, folder: Path, python: str) -> Any:
         timeout=TIMEOUT_S,
     )
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def run_whole(
+    command: Sequence[str], environment: Mapping[str, str], text: Path
+) -> dict[str, float]:
+    """Run a command on a text and measure the whole process, start-up included."""
+    os.sync()
+    begin, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            command, env={**os.environ, **environment}, stderr=stderr
+        )
+        while not (found := os.wait4(process.pid, os.WNOHANG))[0]:
+            peak = max(peak, _tree_bytes(process.pid))
+            time.sleep(0.02)
+        wall_s = time.perf_counter() - begin
+        _, status, usage = found
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            stderr.seek(0)
+            raise subprocess.CalledProcessError(
+                process.returncode, command, stderr=stderr.read().decode()
+            )
+    text_mb = os.path.getsize(text) / 1e6
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return dataclasses.asdict(Figure(wall_s, cpu_s, peak / 1e6, text_mb))
+
+
+def _tree_bytes(pid: int) -> int:
+    """Sum the proportional set sizes of a process and its descendants; Linux only."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += each.memory_full_info().pss
+    return total
 
 
 def format_table(
@@ -237,12 +288,14 @@ def write_table(
     RESULTS.write_text(before + section + after, encoding="utf-8")
 
 
-def repeat_documents(target: Path, num_bytes: int) -> None:
-    """Write the documents of the built-in corpus repeatedly, shuffled each time.
+def repeat_documents(
+    target: Path, num_bytes: int, source: Path = BUILT_IN_TEXT
+) -> None:
+    """Write the documents of a text repeatedly, shuffled each time.
 
     The order is the same in every run, and the last document is whole.
     """
-    *documents, _ = BUILT_IN_TEXT.read_bytes().split(SEPARATOR)
+    *documents, _ = source.read_bytes().split(SEPARATOR)
     dice = random.Random(0)
     with open(target, "wb") as file:
         while file.tell() < num_bytes:

@@ -1,8 +1,9 @@
 """Run one stage: `python -m pipeline STAGE [ARGUMENTS]`.
 
 A fault that the user can fix ends in one line on stderr and an exit status:
-2 configuration, 3 bad input, 4 integrity or download, 5 resources, 130 Ctrl-C,
-143 SIGTERM. Until signal handlers are installed, only light modules are imported.
+2 configuration, 3 bad input, 4 integrity or download, 5 resources, 6 cluster,
+130 Ctrl-C, 143 SIGTERM. Until signal handlers are installed, only light modules are
+imported.
 """
 
 from __future__ import annotations
@@ -66,7 +67,15 @@ def _run_stage(name: str, *arguments: str) -> int:
 def _work(stage: ModuleType, options: dict[str, str]) -> int:
     import errno
 
-    from tiny_llm.errors import ConfigError, InputError, IntegrityError, ResourceError
+    from tiny_llm.errors import (
+        ClusterError,
+        ConfigError,
+        InputError,
+        IntegrityError,
+        ResourceError,
+    )
+
+    ours = ConfigError, InputError, IntegrityError, ResourceError, ClusterError
 
     try:
         _handle_signals(_raise_interrupt)
@@ -74,7 +83,7 @@ def _work(stage: ModuleType, options: dict[str, str]) -> int:
             closing_line = stage.run(**options)
         finally:  # Nothing is left to clean up: from here a signal ends the process.
             _handle_signals(signal.SIG_DFL)
-    except (ConfigError, InputError, IntegrityError, ResourceError) as error:
+    except ours as error:
         return _fail(str(error), error.exit_status)
     except MemoryError:
         return _fail("out of memory; free some and run again", 5)

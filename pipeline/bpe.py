@@ -1,25 +1,26 @@
-"""Stage bpe: learn a tokenizer from the first documents of the train split.
+"""Stage bpe: learn a tokenizer from the first documents of the train split, or all.
 
 Writes build/tokenizer.json and build/tokenizer_config.json, metrics, and merge counts.
 """
 
 from __future__ import annotations
 
+import sys
+
 from pipeline.stage import read_param, write_rank_plot
 from tiny_llm.atomic import write_json
-from tiny_llm.corpus import read_sample, sample_bytes
 from tiny_llm.layout import CORPUS_DIR, REPORTS_DIR, TOKENIZER_PATH
-from tiny_llm.tokenize import BPETokenizer, check_vocab_size, explain_shortfall
+from tiny_llm.training import train_on_file
 
 
 def run() -> str:
     """Train on the sample that params.yaml asks for."""
     vocab_size = read_param("bpe", "vocab_size")
-    check_vocab_size(vocab_size)
-    source = CORPUS_DIR / "train.txt"
-    sample = read_sample(source, sample_bytes(read_param("bpe", "sample_mb")))
-    tokenizer = BPETokenizer()
-    tokenizer.train(sample, vocab_size)
+    sample_mb = read_param("bpe", "sample_mb")
+    training = train_on_file(CORPUS_DIR / "train.txt", vocab_size, sample_mb)
+    if training.left_out:
+        sys.stderr.write(f"python -m pipeline bpe: warning: {training.left_out}\n")
+    tokenizer = training.tokenizer
     tokenizer.save(TOKENIZER_PATH)
 
     counts = [] if tokenizer.merge_counts is None else tokenizer.merge_counts.tolist()
@@ -29,16 +30,15 @@ def run() -> str:
             "vocab_size_asked": vocab_size,
             "vocab_size": tokenizer.vocab_size,
             "num_merges": len(counts),
-            "sample_bytes": len(sample),
+            "sample_bytes": training.num_bytes,
+            "sample_documents": training.num_documents,
+            "sample_bytes_left_out": training.num_giant_bytes,
             "last_merge_count": counts[-1] if counts else 0,
         },
     )
     write_rank_plot(REPORTS_DIR / "merge_counts.csv", counts)
     line = (
         f"wrote {TOKENIZER_PATH}: vocab_size {tokenizer.vocab_size:,}, learned from "
-        f"{len(sample):,} bytes"
+        f"{training.num_bytes:,} bytes"
     )
-    if tokenizer.vocab_size < vocab_size:
-        more_text = source.stat().st_size > len(sample)
-        line += f"; {explain_shortfall(vocab_size, tokenizer.vocab_size, more_text)}"
-    return line
+    return f"{line}; {training.shortfall}" if training.shortfall else line

@@ -44,8 +44,9 @@ def run(split: str) -> str:
         encoded = encode_and_measure(tokenizer, source, target, on_progress=bar.update)
     _report(split, encoded)
     manifest = encoded.manifest
+    noun = "document" if manifest.num_documents == 1 else "documents"
     return (
-        f"wrote {target}: {manifest.num_documents:,} documents, "
+        f"wrote {target}: {manifest.num_documents:,} {noun}, "
         f"{manifest.num_tokens:,} ids ({manifest.dtype}), "
         f"{manifest.num_bytes / manifest.num_tokens:.2f} bytes/token"
     )

@@ -4,16 +4,23 @@ import io
 import lzma
 import os
 import tracemalloc
+import unicodedata
 import zipfile
 
+import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_llm import corpus
 from tiny_llm.corpus import (
+    CUT_CONTEXT,
     SEPARATOR,
+    cut_chunks,
     find_cut,
+    find_first_cut,
+    find_next_cut,
     has_text,
     open_text,
     read_chunks,
@@ -25,9 +32,33 @@ from tiny_llm.tokenize import BPETokenizer
 
 PIECES = st.sampled_from(
     [  # Letters, white space of one to three bytes, digits, signs, and invalid UTF-8.
-        *(b"a", b"Z", b"'s", b"'", b"1", b".", b"<", b"\xff", b"\x1c", b"\0"),
+        *(
+            b"a",
+            b"Z",
+            b"'s",
+            b"'",
+            b"1",
+            b".",
+            b"<",
+            b"\xff",
+            b"\x1c",
+            b"\0",
+            b"r",
+            b"e",
+        ),
         *(b" ", b"  ", b"\n", b"\r\n", b"\t", b"\xc2\xa0", b"\xe3\x80\x80"),
-        *(b"\xc3\xa9", SEPARATOR),
+        *(b"\xc3\xa9", SEPARATOR, b"<|endoftext", b"|", b"endoftext", b"|>", b"\x85"),
+        *"\u4f60 \u3002 \u30a2 \u0e2a \u0e31 \u0e51".encode().split(),
+        *"\uff01 \U0001f600 \u0301 \u2028".encode().split(b" "),
+        *(b"\xe4\xb8", b"\x80", b"\xc3", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc2\x85"),
+    ]
+)
+TOKENIZER = BPETokenizer(
+    [
+        *((b" ", b"a"), (b"a", b"a"), (b"'", b"s"), (b"\n", b"\n"), (b"1", b"1")),
+        *((b"'", b"r"), (b"r", b"e"), (b"'", b"re"), (b"t", b"|"), (b"|", b"e")),
+        *((b".", b"a"), (b"a", b"."), (b"a", b"1"), (b" ", b" "), (b"a", b" ")),
+        *((b"\x80", b"\x82"), (b"\xbd", b"\xa0"), (b"\xa0", b"\xe3"), (b">", b"a")),
     ]
 )
 
@@ -69,12 +100,136 @@ def test_a_separator_across_a_chunk_border_is_found_at_every_offset(tmp_path):
 @settings(max_examples=300, deadline=None)
 @given(st.lists(PIECES, max_size=30).map(b"".join))
 def test_ids_are_equal_on_both_sides_of_every_cut(text):
-    tokenizer = BPETokenizer([(b" ", b"a"), (b"a", b"a"), (b"'", b"s"), (b"\n", b"\n")])
-    whole = tokenizer.encode(text).tolist()
+    whole = TOKENIZER.encode(text).tolist()
     for end in range(len(text) + 1):
         cut = find_cut(text[:end])
-        parts = tokenizer.encode(text[:cut]), tokenizer.encode(text[cut:])
+        parts = TOKENIZER.encode(text[:cut]), TOKENIZER.encode(text[cut:])
         assert [*parts[0].tolist(), *parts[1].tolist()] == whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PIECES, max_size=30).map(b"".join))
+def test_ids_are_equal_on_both_sides_of_every_first_cut(text):
+    whole = TOKENIZER.encode(text).tolist()
+    for start in range(len(text) + 1):
+        cut = find_first_cut(text, start)
+        if cut is not None:
+            assert start <= cut <= max(0, len(text) - 4)
+            parts = TOKENIZER.encode(text[:cut]), TOKENIZER.encode(text[cut:])
+            assert [*parts[0].tolist(), *parts[1].tolist()] == whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PIECES, max_size=25).map(b"".join))
+def test_the_first_cut_depends_only_on_the_text_near_it(text):
+    for start in range(1, len(text) + 1):
+        expected = find_first_cut(text, start)
+        for first in {*range(start - CUT_CONTEXT + 1), 0}:
+            found = find_first_cut(text[first:], start - first)
+            assert (found if found is None else found + first) == expected
+        first = max(0, start - CUT_CONTEXT)
+        for end in range(start, len(text)):
+            found = find_first_cut(text[first:end], start - first)
+            is_seen = expected is not None and expected + 4 <= end
+            assert found == (expected - first if is_seen else None)
+
+
+@pytest.mark.parametrize("range_bytes", [1, 17, 100, 1000])
+def test_ranges_between_first_cuts_are_the_text(corpus_text, range_bytes):
+    text = corpus_text[:3000] + b"x" * 500 + "\u4f60\u597d\u3002".encode() * 50
+    cuts = [find_first_cut(text, start) for start in range(0, len(text), range_bytes)]
+    places = [len(text) if cut is None else cut for cut in cuts]
+    assert places == sorted(places)
+    ranges = zip(places, [*places[1:], len(text)], strict=True)
+    ids = [i for a, b in ranges for i in TOKENIZER.encode(text[a:b]).tolist()]
+    assert ids == TOKENIZER.encode(text).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(PIECES, max_size=25).map(b"".join), st.integers(0, 9000))
+def test_the_next_cut_of_a_file_is_the_first_cut_of_its_text(tmp_path_factory, text, n):
+    text = text + b"x" * n + text
+    path = tmp_path_factory.mktemp("cuts") / "text.txt"
+    path.write_bytes(text)
+    for offset in {0, 1, 17, len(text) // 2, len(text) - 3, len(text), len(text) + 9}:
+        with path.open("rb") as file:
+            expected = find_first_cut(text, max(0, offset))
+            expected = len(text) if expected is None else expected
+            assert find_next_cut(file, max(0, offset)) == expected
+
+
+def test_a_stretch_without_a_cut_is_searched_once_for_all_ranges(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"some words " + b"x" * 5_000_000 + b" and more words")
+    num_read = 0
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            nonlocal num_read
+            data = super().read(size)
+            num_read += len(data)
+            return data
+
+    with Counted(path) as file:
+        cuts = {find_next_cut(file, offset) for offset in range(100, 5_000_000, 10_000)}
+    assert cuts == {5_000_011}
+    assert num_read < 5_100_000
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("\u4f60\u597d\u3002", "\u3042\u3000", "\u0e2a\u0e31", "\U0001f600a", "ab12"),
+        *("a+b", "\ucc28\uff01", "\u4f60\n", "'s1"),
+    ],
+)
+def test_text_without_ascii_words_is_cut(unit):
+    text = unit.encode() * 10_000
+    assert len(text) - find_cut(text) < 20
+    assert max(map(len, cut_chunks(io.BytesIO(text), 100))) < 200
+    assert find_first_cut(text, 5000) < 5020
+
+
+@pytest.mark.parametrize("unit", [b"\xff", b"\x80", b"\xe9a", b"\xe4\xb8", b"\xf0\x9f"])
+def test_invalid_utf8_is_cut(unit):
+    text = unit * 10_000
+    assert len(text) - find_cut(text) < 10
+    assert find_first_cut(text, 5000) < 5005
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "1", "!?", "\u4f60", "\U0001f600"])
+def test_one_pretoken_is_never_cut(unit):
+    text = unit.encode() * 3000
+    assert find_cut(text) == 0
+    assert find_first_cut(text, 1) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(PIECES, max_size=12).map(b"".join))
+def test_a_cut_is_found_when_the_search_starts_where_the_last_one_ended(text):
+    for start in range(len(text)):
+        if find_cut(text[:start]) == 0:
+            for end in range(start, len(text) + 1):
+                assert find_cut(text[:end], start) == find_cut(text[:end])
+
+
+def test_classes_of_characters_are_those_of_hf_tokenizers_and_python():
+    split = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    names = {corpus._LETTER: "L", corpus._NUMBER: "N", corpus._OTHER: "CMPS"}
+    for kind, first in (
+        (corpus._LETTER, "x"),
+        (corpus._NUMBER, "1"),
+        (corpus._OTHER, "!"),
+    ):
+        chars = [chr(code) for code in np.flatnonzero(kind == corpus._CLASSES)]
+        assert {unicodedata.category(char)[0] for char in chars} <= {*names[kind]}
+        # Each is in one pretoken with a character of its class.
+        words = split.pre_tokenize_str("".join(f" {first}{char}" for char in chars))
+        assert len(words) == len(chars)
+    for code in np.flatnonzero(corpus._CLASSES == corpus._SPACE):
+        words = split.pre_tokenize_str(f"x{chr(code)}")
+        assert len(words) == 2
+        assert chr(code).isspace()
 
 
 def test_a_document_longer_than_a_chunk_is_cut_at_white_space(tmp_path):
@@ -87,7 +242,7 @@ def test_text_that_cannot_be_cut_is_refused_past_the_limit(tmp_path, monkeypatch
     monkeypatch.setattr(corpus, "MAX_UNCUT_BYTES", 1000)
     path = tmp_path / "text.txt"
     path.write_bytes(b"x" * 5000)
-    with pytest.raises(ResourceError, match="without white space or a separator"):
+    with pytest.raises(ResourceError, match="without a word end or a separator"):
         list(read_chunks(path, 100))
 
 

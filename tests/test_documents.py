@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import save_tokens
-from tiny_llm.batching import document_ids, get_batch, load_token_array
+from tiny_llm.batching import Mixture, document_ids, get_batch, load_token_array
 from tiny_llm.encoding import encode_file
 from tiny_llm.errors import IntegrityError
 from tiny_llm.tokenize import BPETokenizer
@@ -87,6 +87,38 @@ def test_an_index_that_is_visibly_wrong_is_refused(tmp_path, spoil):
     index.write_bytes(wrong[spoil])
     with pytest.raises(IntegrityError, match=r"x\.documents is not the index of"):
         load_token_array(path).document_starts()
+
+
+@pytest.mark.parametrize("data", ["file", "random", "joined", "mixture"])
+@pytest.mark.parametrize(
+    "starts",
+    [
+        *([0, -3, 4, 7], [0, 3, 1 << 60, 7], [0, 3, -(1 << 63), 7], [0, 3, 3, 7]),
+        *([0, 4, 3, 7], [0, 3, 5, 7], [0, 0, 4, 7], [0, 3, 9, 7], [0, 3, 7, 7]),
+    ],
+)
+def test_a_wrong_entry_of_the_index_is_refused_when_it_is_drawn(tmp_path, data, starts):
+    path = save_tokens(tmp_path / "x.bin", [1, 2, SEP, SEP, 4, 5, SEP, 6, 7, SEP])
+    whole = save_tokens(tmp_path / "y.bin", [1, SEP, 2, SEP] * 9)
+    index = tmp_path / "x.documents"
+    digest = index.read_bytes()[:32]
+    index.write_bytes(digest + np.array(starts, "<i8").tobytes())
+    opened = {
+        "file": lambda: load_token_array(path),
+        "random": lambda: load_token_array(path, access="random"),
+        "joined": lambda: load_token_array([whole, path]),
+        "mixture": lambda: Mixture([(load_token_array([whole, path]), 1), (whole, 1)]),
+    }[data]()
+    with pytest.raises(IntegrityError, match=r"the index of .* does not say") as caught:
+        get_batch(opened, 900, 2, seed=1, align="document")
+    assert "\n" not in str(caught.value)
+
+
+def test_documents_that_lack_a_separator_can_be_joined(tmp_path):
+    path = save_tokens(tmp_path / "x.bin", [1, SEP, 2])
+    joined = load_token_array([path, path])
+    x, _ = get_batch(joined, 3, 1, seed=1, replace=False, align="document")
+    assert sorted(x.tolist()) == [[1], [1], [2]]
 
 
 def test_without_an_index_the_ids_are_read(tmp_path):

@@ -7,29 +7,9 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.conftest import PRINT_PEAK_KIB, needs_proc
-from tiny_llm.engine import is_utf8
 from tiny_llm.tokenize import BPETokenizer
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.sampled_from([0x41, 0x20, 0x80, 0xBF, 0xC3, 0xE2, 0xED, 0xF0, 0xFF]))
-)
-def test_is_utf8_agrees_with_python(data):
-    try:
-        bytes(data).decode()
-        valid = True
-    except UnicodeDecodeError:
-        valid = False
-    assert is_utf8(bytes(data)) == valid
-    # Also across the border of two blocks, and next to a block of pure ASCII.
-    for before in range(4096 - len(data), 4097, 3):
-        assert is_utf8(b"x" * before + bytes(data) + b"x" * 9000) == valid
-
 
 # Encodes text in which every word is new, 1 MiB at a time.
 ENCODE_NEW_WORDS = """

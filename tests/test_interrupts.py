@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,34 @@ def test_a_stop_while_modules_are_imported_ends_in_one_line(workspace, stage, nu
             assert errors == "" or errors.startswith("wrote ")
             assert errors.count("\n") <= 1
     assert stopped >= 2
+
+
+def is_running(process_id):
+    """Whether a process exists and is not a zombie."""
+    try:
+        status = Path(f"/proc/{process_id}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@needs_proc
+@pytest.mark.parametrize("number", STOPS)
+def test_a_stop_during_the_work_ends_all_workers(workspace, number, text):
+    (workspace.source / "train.txt").write_bytes(text * 100_000)
+    run_up_to(workspace, "bpe")
+    workspace.env["TINY_LLM_WORKERS"] = "3"
+    process = start(workspace, "encode", "train")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(
+        lambda: any(name.endswith(".part") for name in built(workspace)), process
+    )
+    workers = children.read_text().split()
+    assert len(workers) == 3
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == STOPS[number][0]
+    assert not any(map(is_running, workers))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")

@@ -43,23 +43,38 @@ ARROWS = {
         "sources",
     },
     "tokenizer_json": {"atomic", "corpus", "errors"},
-    "engine": {"corpus", "tokenizer_json"},
+    "anytext": {"corpus"},
+    "engine_gigatoken": {"corpus", "errors", "tokenizer_json"},
+    "engine_tokenizers": {"corpus", "tokenizer_json"},
+    "engine": {
+        "anytext",
+        "engine_gigatoken",
+        "engine_tokenizers",
+        "errors",
+        "tokenizer_json",
+    },
+    "sample": {"anytext", "atomic", "corpus", "engine"},
     "tokenize": {
+        "anytext",
         "atomic",
         "checks",
         "corpus",
         "engine",
         "errors",
+        "sample",
         "tokenizer_json",
         "tokens",
     },
+    "training": {"corpus", "parallel", "sample", "tokenize"},
     "manifest": {"atomic", "errors"},
     "tokens": {"atomic", "errors", "manifest"},
     "worker": {"errors"},
-    "parallel": {"checks", "errors", "worker"},
+    "cluster": {"errors", "worker"},
+    "parallel": {"checks", "cluster", "errors", "worker"},
     "parts": {"atomic", "errors"},
     "verify": {"errors", "manifest", "parallel", "tokens"},
     "encoding": {
+        "anytext",
         "checks",
         "corpus",
         "errors",
@@ -83,6 +98,7 @@ ARROWS = {
         "pins",
         "tokenize",
         "tokens",
+        "training",
         "yaml_file",
     },
 }
@@ -223,7 +239,9 @@ OPTIONAL = {"orjson": "pipeline", "pyarrow": "parquet", "backports.zstd": "zstd"
 
 
 def test_the_library_depends_on_exactly_what_it_imports():
-    asked = {requirement.name for requirement in dependencies()[""]}
+    """And the packages that only some users need, each in an extra."""
+    extras = ("", "cluster", "tokenizers")
+    asked = {need.name for extra in extras for need in dependencies()[extra]}
     assert asked | OPTIONAL.keys() == packages_imported("tiny_llm")
     for name, extra in OPTIONAL.items():
         assert name in {requirement.name for requirement in dependencies()[extra]}

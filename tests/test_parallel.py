@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,8 +11,14 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from tiny_llm.errors import ConfigError, InputError, ResourceError
-from tiny_llm.parallel import Job, count_workers, map_jobs
+from tiny_llm.errors import ClusterError, ConfigError, InputError, ResourceError
+from tiny_llm.parallel import (
+    Job,
+    _cgroup_quota,
+    count_workers,
+    map_jobs,
+    run_in_worker,
+)
 
 
 def double(number):
@@ -55,6 +62,13 @@ def test_results_come_in_the_order_of_the_jobs(num_workers):
 
 def test_few_jobs_run_in_this_process():
     assert next(map_jobs(double, jobs(1)))["process"] == os.getpid()
+
+
+def test_one_job_can_run_in_a_worker():
+    [job] = jobs(1)
+    assert run_in_worker(double, job)["process"] != os.getpid()
+    with pytest.raises(ResourceError, match=r"killed by SIGABRT.*or take less, and"):
+        run_in_worker(die, Job("it", {"number": 3, "how": signal.SIGABRT}, "take less"))
 
 
 def test_an_error_of_ours_is_raised_as_it_was():
@@ -136,3 +150,69 @@ def test_cores_outside_the_affinity_do_not_count(monkeypatch):
         assert count_workers() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("quotas", "num_cores"),
+    [
+        *(({}, None), ({"a/b": "max 100000"}, None), ({"a/b": "nonsense"}, None)),
+        *(({"a/b": "150000 100000"}, 2), ({"a/b": "1000 100000"}, 1)),
+        *(({"a": "300000 100000", "a/b": "max 100000"}, 3), ({".": "4 1"}, 4)),
+        ({".": "900000 100000", "a": "200000 100000", "a/b": "500000 100000"}, 2),
+    ],
+)
+def test_the_smallest_cgroup_quota_above_this_process_counts(
+    tmp_path, quotas, num_cores
+):
+    (tmp_path / "root" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "membership").write_text("1:name=x:/y\n0::/a/b\n")
+    for folder, quota in quotas.items():
+        (tmp_path / "root" / folder / "cpu.max").write_text(f"{quota}\n")
+    assert _cgroup_quota(tmp_path / "membership", tmp_path / "root") == num_cores
+    assert _cgroup_quota(tmp_path / "gone", tmp_path / "root") is None
+
+
+@pytest.fixture
+def on_cluster(monkeypatch):
+    """As if a cluster had been chosen; check_cluster.py has one that runs."""
+    monkeypatch.setenv("TINY_LLM_CLUSTER", "ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    return monkeypatch
+
+
+def test_an_unknown_cluster_is_refused(on_cluster):
+    on_cluster.setenv("TINY_LLM_CLUSTER", "dask")
+    with pytest.raises(ConfigError, match="TINY_LLM_CLUSTER is 'dask'; set it to ray"):
+        list(map_jobs(double, jobs(1)))
+
+
+@pytest.mark.parametrize(
+    "address", ["", "local", "auto", "ray://127.0.0.1:10001", "head:", ":6379"]
+)
+def test_a_cluster_needs_host_and_port(on_cluster, address):
+    on_cluster.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS is '{address}'; .* HOST:PORT"):
+        list(map_jobs(double, jobs(1)))
+
+
+def test_a_cluster_on_other_machines_needs_authentication(on_cluster):
+    on_cluster.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # Nobody's: RFC 5737.
+    with pytest.raises(ConfigError, match=r"get-auth-token --generate.*RAY_AUTH_MODE"):
+        list(map_jobs(double, jobs(1)))
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_even_for_few_jobs(on_cluster):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    on_cluster.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=f"no Ray head answers at {address}"):
+        list(map_jobs(double, jobs(1)))
+
+
+def test_a_cluster_without_ray_says_what_to_install(on_cluster):
+    on_cluster.setitem(sys.modules, "ray", None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        on_cluster.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(ConfigError, match="pip install 'tiny-llm\\[cluster\\]'"):
+            list(map_jobs(double, jobs(1)))

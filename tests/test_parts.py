@@ -134,6 +134,15 @@ def test_a_live_run_keeps_its_parts_from_another(tokenizer, source):
     assert not (source.parent / "out.parts").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="nothing is removed without locks")
+def test_parts_that_a_killed_run_was_removing_are_removed(tokenizer, source):
+    folder = source.with_name("out.parts") / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "0.part").touch()  # Its lock was removed first.
+    encode_file(tokenizer, source, source.with_name("out.bin"))
+    assert not folder.parent.exists()
+
+
 CODE = """
 import sys
 from tiny_llm.encoding import encode_file

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.conftest import SEP
+from tests.test_engines import change_version
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import open_tokens
 
@@ -61,6 +62,30 @@ def test_the_bytes_do_not_depend_on_the_environment(fresh_clone, tmp_path):
         os.umask(old_umask)
     assert digests(clone) == GOLDEN
     assert clone.git("status", "--porcelain") == ""
+
+
+def test_the_other_engine_builds_the_golden_bytes(clone):
+    for stage in (["bpe"], ["encode", "train"], ["encode", "valid"]):
+        done = clone.stage(*stage, TINY_LLM_ENGINE="tokenizers")
+        assert done.returncode == 0, done.stderr
+    assert digests(clone) == GOLDEN
+    assert clone.git("status", "--porcelain") == ""
+
+
+def test_the_version_of_gigatoken_is_a_dependency_and_no_other_is(clone):
+    lock = clone.path / "requirements.lock"
+    lines = lock.read_text().splitlines(keepends=True)
+    [place] = [i for i, line in enumerate(lines) if line.startswith("dvc==")]
+    lines[place] = "dvc==3.99.9\n"
+    lock.write_text("".join(lines))
+    assert "up to date" in clone.dvc("status").stdout
+
+    change_version(clone)
+    status = json.loads(clone.dvc("status", "--json").stdout)
+    assert set(status) == {"bpe", "encode-train", "encode-valid"}
+    for changes in status.values():
+        modified = {"tiny_llm/engine_gigatoken.py": "modified"}
+        assert {"changed deps": modified} in changes
 
 
 def test_token_files_decode_to_the_built_in_corpus(built_clone):

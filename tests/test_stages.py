@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.conftest import SEP, built, expect, run_up_to, serve_folder
@@ -83,11 +84,15 @@ def test_metrics_say_what_was_made(workspace, text):
         "vocab_size",
         "num_merges",
         "sample_bytes",
+        "sample_documents",
+        "sample_bytes_left_out",
         "last_merge_count",
     ]
     assert bpe["vocab_size_asked"] == 4096
     assert bpe["vocab_size"] == 257 + bpe["num_merges"] < 4096
     assert bpe["sample_bytes"] == len(text)
+    assert bpe["sample_documents"] == text.count(SEP)
+    assert bpe["sample_bytes_left_out"] == 0
     encode = json.loads((reports / "encode-train.json").read_bytes())
     assert encode["num_documents"] == text.count(SEP)
     assert encode["bytes_per_token"] == round(len(text) / encode["num_tokens"], 4)
@@ -260,6 +265,35 @@ def test_a_disk_that_refuses_to_grow_a_file_is_named(workspace, stage, text):
     )
     expect(done, 5, "build/", "File too large")
     assert built(workspace) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
+def test_native_code_that_runs_out_of_memory_ends_in_one_line(workspace):
+    """It aborts its process: Rust does not return from a failed allocation."""
+    words = np.random.default_rng(0).integers(97, 123, (2_000_000, 9), np.uint8)
+    words[:, 8] = ord(" ")
+    (workspace.source / "train.txt").write_bytes(words.tobytes() + b"\xff")
+    workspace.set_param("sample_mb", "all")
+    run_up_to(workspace, "fetch")
+    (workspace.path / "tmp").mkdir()
+    before = built(workspace)
+    done = workspace.run(
+        "bash",
+        "-c",
+        f"ulimit -v 400000; exec {sys.executable} -m pipeline bpe",
+        check=False,
+        TMPDIR=str(workspace.path / "tmp"),
+        OPENBLAS_NUM_THREADS="1",
+    )
+    expect(
+        done,
+        5,
+        "the worker process on the sample of build/corpus/train.txt was killed by "
+        "SIGABRT, probably because memory ran out",
+        "free memory or lower sample_mb",
+    )
+    assert built(workspace) == before
+    assert not list((workspace.path / "tmp").iterdir())
 
 
 def test_two_runs_of_one_stage_leave_one_whole_result(workspace):

@@ -312,6 +312,15 @@ def test_a_file_without_manifest_is_read_as_uint16(tmp_path):
         verify(path)
 
 
+def test_a_token_file_that_lost_its_manifest_is_refused(tmp_path):
+    """Its index tells it from a bare file; as uint16 it would be read as garbage."""
+    path = tmp_path / "train.bin"
+    write(path, [1, 70_000], vocab_size=80_000)
+    manifest_path(path).unlink()
+    with pytest.raises(IntegrityError, match=r"manifest .*train\.json is missing"):
+        open_tokens(path)
+
+
 def llm_c_file(path, magic, version, ids, dtype):
     """As dev/data/data_common.py of llm.c writes it."""
     header = np.zeros(256, "<i4")

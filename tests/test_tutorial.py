@@ -116,6 +116,12 @@ except errors.{kind} as error:
     assert "Traceback" not in done.stderr
 
 
+def test_prepare_learns_from_all(clone):
+    done = run_code(clone, "print(prepare(sample_mb='all').vocab_size)")
+    assert "set bpe.sample_mb in params.yaml: 10 -> all\n" in done.stderr
+    assert done.stdout.endswith("4096\n")
+
+
 def test_an_impossible_argument_leaves_params_alone(clone):
     before = (clone.path / "params.yaml").read_text()
     done = run_code(clone, "prepare(vocab_size=1 << 40)", check=False)

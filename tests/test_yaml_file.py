@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT, expect
 from tiny_llm.errors import ConfigError, InputError
 from tiny_llm.pins import read_pins
-from tiny_llm.yaml_file import read_yaml, set_number
+from tiny_llm.yaml_file import read_yaml, set_value
 
 ODD_VALUES = {
     "2024-13-45": "cannot read '2024-13-45' as timestamp",
@@ -77,16 +77,16 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone\.yaml: no such file"):
         read_yaml(tmp_path / "gone.yaml")
     with pytest.raises(InputError, match=r"gone\.yaml: no such file"):
-        set_number(tmp_path / "gone.yaml", "bpe", "vocab_size", 512)
+        set_value(tmp_path / "gone.yaml", "bpe", "vocab_size", 512)
 
 
 def test_one_number_changes_and_everything_else_stays(tmp_path):
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text()
     path.write_text(text)
-    assert set_number(path, "bpe", "vocab_size", 2048) == 4096
+    assert set_value(path, "bpe", "vocab_size", 2048) == 4096
     assert path.read_text() == text.replace("vocab_size: 4096", "vocab_size: 2048")
-    assert set_number(path, "bpe", "vocab_size", 4096) == 2048
+    assert set_value(path, "bpe", "vocab_size", 4096) == 2048
     assert path.read_text() == text
 
 
@@ -103,7 +103,7 @@ def test_one_number_changes_and_everything_else_stays(tmp_path):
 def test_a_number_is_found_in_any_style_of_yaml(tmp_path, before, after):
     path = tmp_path / "params.yaml"
     path.write_bytes(before.encode())
-    set_number(path, "bpe", "vocab_size", 512)
+    set_value(path, "bpe", "vocab_size", 512)
     assert path.read_bytes().decode() == after
 
 
@@ -111,7 +111,7 @@ def test_a_change_that_would_break_the_file_is_refused(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("bpe:\n  vocab_size: &size 7\n  n: *size\n")
     with pytest.raises(ConfigError, match="undefined alias"):
-        set_number(path, "bpe", "vocab_size", 512)
+        set_value(path, "bpe", "vocab_size", 512)
     assert "&size 7" in path.read_text()
 
 
@@ -119,8 +119,16 @@ def test_a_change_that_would_break_the_file_is_refused(tmp_path):
 def test_a_number_is_read_back_as_it_was_set(tmp_path, value):
     path = tmp_path / "params.yaml"
     path.write_text("bpe:\n  sample_mb: 10\n")
-    set_number(path, "bpe", "sample_mb", value)
+    set_value(path, "bpe", "sample_mb", value)
     assert math.isclose(read_yaml(path)["bpe"]["sample_mb"], value, rel_tol=0)
+
+
+def test_a_word_is_read_back_as_it_was_set(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("bpe:\n  sample_mb: 10 # MiB\n")
+    assert set_value(path, "bpe", "sample_mb", "all") == 10
+    assert path.read_text() == "bpe:\n  sample_mb: all # MiB\n"
+    assert set_value(path, "bpe", "sample_mb", 3) == "all"
 
 
 @pytest.mark.parametrize("text", ["", "bpe:\n", "bpe: 3\n", "bpe: {}\n", "[bpe]\n"])
@@ -128,5 +136,5 @@ def test_a_number_that_is_not_there_is_refused(tmp_path, text):
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"lacks bpe\.vocab_size; set it"):
-        set_number(path, "bpe", "vocab_size", 512)
+        set_value(path, "bpe", "vocab_size", 512)
     assert path.read_text() == text

@@ -18,14 +18,15 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from tiny_llm.corpus import read_sample, sample_bytes
+from tiny_llm.corpus import sample_bytes
 from tiny_llm.encoding import encode_file
 from tiny_llm.errors import ConfigError, InputError, IntegrityError, ResourceError
 from tiny_llm.layout import PARAMS_PATH, SPLITS, TOKENIZER_PATH, find_checkout
-from tiny_llm.tokenize import BPETokenizer, check_vocab_size, explain_shortfall
+from tiny_llm.tokenize import BPETokenizer, check_vocab_size
 from tiny_llm.tokens import Manifest
+from tiny_llm.training import train_on_file
 
 if TYPE_CHECKING:
     from tiny_llm.batching import get_batch, load_token_array
@@ -54,7 +55,7 @@ def __dir__() -> list[str]:
 
 
 def prepare(
-    vocab_size: int | None = None, sample_mb: float | None = None
+    vocab_size: int | None = None, sample_mb: float | Literal["all"] | None = None
 ) -> BPETokenizer:
     """Run the pipeline through DVC, which skips stages that are up to date.
 
@@ -64,7 +65,7 @@ def prepare(
     Args:
         vocab_size: 256 bytes, the separator and the merges, 257 to 2**20. By default
             params.yaml decides.
-        sample_mb: How many MiB of whole documents to learn from. By default
+        sample_mb: How many MiB of whole documents to learn from, or "all". By default
             params.yaml decides.
 
     Returns:
@@ -80,7 +81,7 @@ def prepare(
             f"{sys.executable} lacks DVC, which runs the pipeline; run `make repro` in "
             f"{root} and use the Python in .venv/bin"
         )
-    values: dict[str, float] = {}
+    values: dict[str, float | str] = {}
     if vocab_size is not None:
         check_vocab_size(vocab_size)
         values["vocab_size"] = int(vocab_size)
@@ -93,10 +94,10 @@ def prepare(
     return BPETokenizer.load(root / TOKENIZER_PATH)
 
 
-def _set_param(root: Path, name: str, value: float) -> None:
-    from tiny_llm.yaml_file import set_number
+def _set_param(root: Path, name: str, value: float | str) -> None:
+    from tiny_llm.yaml_file import set_value
 
-    old = set_number(root / PARAMS_PATH, "bpe", name, value)
+    old = set_value(root / PARAMS_PATH, "bpe", name, value)
     if old != value:
         sys.stderr.write(f"set bpe.{name} in {PARAMS_PATH}: {old} -> {value}\n")
 
@@ -168,33 +169,31 @@ def _show_wait(line: str) -> None:
 
 
 def train_tokenizer(
-    train_path: str | os.PathLike[str], vocab_size: int = 4096, sample_mb: float = 10
+    train_path: str | os.PathLike[str],
+    vocab_size: int = 4096,
+    sample_mb: float | Literal["all"] = 10,
 ) -> BPETokenizer:
     """Learn a tokenizer from the beginning of a text file.
 
     Args:
         train_path: Text; "<|endoftext|>" ends each document.
         vocab_size: 256 bytes, the separator and the merges, 257 to 2**20.
-        sample_mb: How many MiB of whole documents to learn from.
+        sample_mb: How many MiB of whole documents to learn from, or "all": the whole
+            file, without reading it into memory.
 
     Returns:
-        The tokenizer. If the sample has too few different pairs, its vocab size is
-        smaller than asked for, and a warning says so.
+        The tokenizer. A warning says so if its vocab size is smaller than asked for,
+        because the sample has too few different pairs, or if pretokens of more than
+        8,192 bytes were left out of the sample.
 
     Raises:
         InputError (a ValueError): The file is missing or holds no document.
         ConfigError (a ValueError): A number is out of range.
     """
-    sample = read_sample(train_path, sample_bytes(sample_mb))
-    tokenizer = BPETokenizer()
-    tokenizer.train(sample, vocab_size)
-    if tokenizer.vocab_size < vocab_size:
-        more_text = Path(train_path).stat().st_size > len(sample)
-        warnings.warn(
-            explain_shortfall(vocab_size, tokenizer.vocab_size, more_text),
-            stacklevel=2,
-        )
-    return tokenizer
+    training = train_on_file(train_path, vocab_size, sample_mb)
+    for line in filter(None, (training.left_out, training.shortfall)):
+        warnings.warn(line, stacklevel=2)
+    return training.tokenizer
 
 
 def encode_and_save(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
+import platform
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tiny_llm.anytext import Piece
 from tiny_llm.checks import check_int
 from tiny_llm.corpus import find_next_cut, no_document, open_text
-from tiny_llm.errors import ConfigError
-from tiny_llm.parallel import Job, map_jobs
+from tiny_llm.errors import ConfigError, InputError, IntegrityError
+from tiny_llm.parallel import Job, is_cluster_chosen, map_jobs
 from tiny_llm.parts import (
     Part,
+    PartWriter,
     find_part,
+    hash_bytes,
     part_path,
     parts_folder,
     read_arrays,
@@ -104,6 +107,8 @@ def encode_file(
         InputError: The source is missing, is not plain text, holds no document, or
             changed while it was read. No output is touched.
         ResourceError: The disk is full, or a worker was killed or ran out of memory.
+        IntegrityError: A part that a cluster wrote is damaged.
+        ClusterError: A cluster cannot be used, or fails at a range each time.
     """
     encoded = _encode(
         tokenizer, source, target, on_progress, range_bytes, num_workers, count=False
@@ -181,11 +186,13 @@ def _plan(
         Job(
             f"bytes {begin:,} to {min(begin + range_bytes, num_bytes):,} of {source}",
             {
-                "source": os.fspath(source),
-                "folder": os.fspath(folder),
+                "source": os.path.abspath(source),
+                "folder": os.path.abspath(folder),
                 "begin": begin,
                 "end": begin + range_bytes,
+                "size": num_bytes,
                 "count": count,
+                "sync": is_cluster_chosen(),
             },
         )
         for begin in range(0, max(1, num_bytes), range_bytes)
@@ -203,6 +210,12 @@ def _check_outputs(source: Path, target: Path) -> None:
 
 
 def _join(writer: TokenWriter, counter: TokenCounter, path: Path, part: Part) -> None:
+    # Another machine wrote it: does this one read the same?
+    if is_cluster_chosen() and find_part(path, part.text_sha256) != part:
+        raise IntegrityError(
+            f"{path} is not what a worker wrote; check that all machines share its "
+            "folder, and run again"
+        )
     ends, counts = read_arrays(path, part)
     with open(path, "rb", buffering=0) as ids:
         writer.append_file(ids, part.num_tokens, part.sha256, ends)
@@ -210,7 +223,14 @@ def _join(writer: TokenWriter, counter: TokenCounter, path: Path, part: Part) ->
 
 
 def encode_range(
-    source: str, folder: str, begin: int, end: int, *, count: bool
+    source: str,
+    folder: str,
+    begin: int,
+    end: int,
+    *,
+    size: int,
+    count: bool,
+    sync: bool,
 ) -> dict[str, Any]:
     """Encode the text of one range to a part, unless an earlier run left it.
 
@@ -222,28 +242,68 @@ def encode_range(
         folder: Holds the tokenizer and the parts.
         begin: Where the range nominally begins, in bytes.
         end: Where it nominally ends.
+        size: Size of the text file, in bytes.
         count: Whether to count how often each id occurs.
+        sync: Whether to flush the part to disk, for readers on other machines.
 
     Returns:
         The `Part` that was written, as a dict.
+
+    Raises:
+        InputError: The text file has another size.
     """
+    path = part_path(Path(folder), begin)
     with open(source, "rb") as file:
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
+            raise InputError(
+                f"{source} changed while it was read ({size:,} bytes at first, "
+                f"{found:,} now on {platform.node()}); run again when nothing writes "
+                "to it, and if this is a cluster, when all its machines share the file"
+            )
         first, last = find_next_cut(file, begin), find_next_cut(file, end)
         file.seek(first)
-        text = file.read(last - first)
-    path = part_path(Path(folder), begin)
-    digest = hashlib.sha256(text).hexdigest()
-    part = find_part(path, digest)
-    if part is None:
-        tokenizer = _load_tokenizer(folder)
-        ids, num_invalid_bytes = tokenizer.encode_counting_invalid(text)
-        ends = np.flatnonzero(ids == tokenizer.separator_id) + 1
-        counts = (
-            _count_ids(ids, tokenizer.vocab_size) if count else np.empty(0, np.int64)
-        )
-        scan = dataclasses.asdict(scan_text(text, first, num_invalid_bytes))
-        part = write_part(path, scan, digest, ids, ends, counts, sync=False)
+        digest = hash_bytes(file, last - first)
+        part = find_part(path, digest)
+        if part is None:
+
+            def read(begin: int, end: int) -> bytes:
+                file.seek(first + begin)
+                return file.read(end - begin)
+
+            tokenizer = _load_tokenizer(folder)
+            with write_part(path, digest, sync=sync) as writer:
+                sink = _PartSink(writer, tokenizer, first, count)
+                tokenizer.encode_to(sink, read, last - first)
+                writer.text = dataclasses.asdict(sink.scan)
+                part = writer.finish(sink.counts)
     return dataclasses.asdict(part)
+
+
+class _PartSink:
+    """Writes ids to a part, and scans the text: neither is ever all in memory."""
+
+    def __init__(
+        self, writer: PartWriter, tokenizer: BPETokenizer, first: int, count: bool
+    ) -> None:
+        self._writer, self._tokenizer = writer, tokenizer
+        self._first, self._count = first, count
+        self.clear()
+
+    def clear(self) -> None:
+        self._writer.clear()
+        self.scan = TextScan()
+        self.counts = np.zeros(
+            self._tokenizer.vocab_size if self._count else 0, np.int64
+        )
+
+    def append(self, piece: Piece) -> None:
+        ids = piece.ids.astype(self._tokenizer.dtype, copy=False)
+        self._writer.append(ids, self._tokenizer.separator_id)
+        if self._count:
+            self.counts += _count_ids(ids, self._tokenizer.vocab_size)
+        begin = self._first + self.scan.num_bytes
+        self.scan.merge(scan_text(piece.text, begin, piece.invalid))
 
 
 @functools.lru_cache(maxsize=1)

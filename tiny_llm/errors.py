@@ -37,3 +37,9 @@ class ResourceError(OSError):
     """The machine ran out of disk space or memory."""
 
     exit_status = 5
+
+
+class ClusterError(RuntimeError):
+    """A cluster cannot be used, or fails at the same job each time."""
+
+    exit_status = 6

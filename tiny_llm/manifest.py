@@ -1,7 +1,8 @@
 """The manifest of a token file: what the file must hold, as JSON beside it.
 
 A token file is written in ranges, each the ids of a fixed amount of text. The manifest
-lists their digests, so that ranges can be made, verified and joined independently.
+lists their digests, so that ranges can be made, verified and joined independently. A
+.bin file from elsewhere has no manifest; `read_format` knows what it may hold.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "uint16": np.dtype("<u2"),
     "uint32": np.dtype("<u4"),
 }
+
+# The files of llm.c (dev/data/data_common.py) and modded-nanogpt begin with 256 int32:
+# a magic number, a version, the number of ids, and zeros.
+_HEADER_BYTES = 256 * 4
+_VERSIONS_AND_DTYPES = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +79,11 @@ def manifest_path(path: str | os.PathLike[str]) -> Path:
     return Path(path).with_suffix(".json")
 
 
+def documents_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a token file's index: train.documents for train.bin."""
+    return Path(path).with_suffix(".documents")
+
+
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of the token file at `path`.
 
@@ -90,6 +101,79 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             f"{source} is not the manifest of a token file ({error}); "
             "encode the text again"
         ) from error
+
+
+def read_format(
+    path: str | os.PathLike[str],
+) -> tuple[np.dtype[Any], int, Manifest | None]:
+    """Find out how the ids of a token file are stored, and check its size.
+
+    Returns:
+        The dtype of the ids, where they begin in the file, and the manifest: None for a
+        .bin that came from elsewhere.
+
+    Raises:
+        InputError, IntegrityError: See `tokens.open_tokens`.
+    """
+    manifest, offset = None, 0
+    num_bytes = os.path.getsize(path)
+    if manifest_path(path).is_file():
+        manifest = read_manifest(path)
+        dtype = DTYPES[manifest.dtype]
+        check_size(path, num_bytes, manifest)
+    elif Path(path).suffix != ".bin":
+        raise InputError(
+            f"{path} has no manifest and is not called NAME.bin; give a token file"
+        )
+    elif documents_path(path).is_file():
+        raise IntegrityError(
+            f"{path} has an index, {documents_path(path)}, but its manifest "
+            f"{manifest_path(path)} is missing; copy that too, or encode the text again"
+        )
+    elif header_dtype := _read_header(path, num_bytes):
+        dtype, offset = header_dtype, _HEADER_BYTES
+    else:
+        dtype = DTYPES["uint16"]
+    if num_bytes == offset or num_bytes % dtype.itemsize:
+        raise InputError(
+            f"{path} holds {num_bytes - offset:,} bytes, not a positive number of "
+            f"{dtype.name} ids; encode the text again"
+        )
+    return dtype, offset, manifest
+
+
+def _read_header(path: str | os.PathLike[str], num_bytes: int) -> np.dtype[Any] | None:
+    """Return the dtype that an llm.c header gives, or None if there is no header."""
+    header = np.fromfile(path, "<i4", _HEADER_BYTES // 4)
+    if len(header) == 0 or int(header[0]) not in _VERSIONS_AND_DTYPES:
+        return None
+    magic, version, num_tokens = [*header.tolist(), 0, 0][:3]
+    known_version, dtype_name = _VERSIONS_AND_DTYPES[magic]
+    if version != known_version:
+        raise IntegrityError(
+            f"{path} is a token file of llm.c ({magic}) in version {version}; only "
+            f"version {known_version} can be read, so write it again"
+        )
+    dtype = DTYPES[dtype_name]
+    expected = _HEADER_BYTES + num_tokens * dtype.itemsize
+    if num_bytes != expected:
+        raise IntegrityError(
+            f"{path} holds {num_bytes:,} bytes, its llm.c header says {expected:,} "
+            f"({num_tokens:,} ids of {dtype.name}); copy or write it again"
+        )
+    return dtype
+
+
+def check_size(
+    path: str | os.PathLike[str], num_bytes: int, manifest: Manifest
+) -> None:
+    """Raise an IntegrityError unless a token file has the size its manifest says."""
+    expected = manifest.num_tokens * DTYPES[manifest.dtype].itemsize
+    if num_bytes != expected:
+        raise IntegrityError(
+            f"{path} holds {num_bytes:,} bytes, its manifest says {expected:,} "
+            f"({manifest.num_tokens:,} ids of {manifest.dtype}); encode the text again"
+        )
 
 
 def check_tokenizer(

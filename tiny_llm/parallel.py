@@ -1,8 +1,8 @@
 """Parallel jobs: call a function once per job, with results in order.
 
-Few jobs run in this process; more run in worker processes. Jobs and results
-are JSON, so a job names its data (a path and a range of bytes) instead of holding it.
-Results do not depend on the number of workers.
+Few jobs run in this process; more run in worker processes, or all on a cluster. Jobs
+and results are JSON, so a job names its data (a path and a range of bytes) instead of
+holding it. Results do not depend on the number of workers or on where they are.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tiny_llm.checks import check_int
+from tiny_llm.cluster import is_cluster_chosen, map_on_cluster
 from tiny_llm.errors import ResourceError
-from tiny_llm.worker import ERRORS
+from tiny_llm.worker import Job, result_of
+
+__all__ = ["Job", "count_workers", "is_cluster_chosen", "map_jobs", "run_in_worker"]
 
 WORKERS_VARIABLE = "TINY_LLM_WORKERS"
 
@@ -30,18 +33,6 @@ _MAX_JOBS_IN_PROCESS = 2
 
 # How far ahead of the next result to work, in jobs per worker.
 _WINDOW = 8
-
-
-class Job(NamedTuple):
-    """One call.
-
-    Attributes:
-        name: What error messages call it, such as "bytes 0 to 8,388,608 of train.txt".
-        arguments: Keyword arguments, which JSON can hold.
-    """
-
-    name: str
-    arguments: dict[str, Any]
 
 
 def count_workers() -> int:
@@ -62,19 +53,20 @@ def count_workers() -> int:
     return min(num_cores, _cgroup_quota() or num_cores)
 
 
-def _cgroup_quota() -> int | None:
+def _cgroup_quota(
+    membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> int | None:
     """Return the CPU quota of this process in whole cores, rounded up, if it has one.
 
     Linux with cgroup v2; a quota of any folder above limits it as well.
     """
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:
         return None
     inside = next((line[3:] for line in lines if line.startswith("0::")), None)
     if inside is None:
         return None
-    root = Path("/sys/fs/cgroup")
     folder = root / inside.strip("/")
     quotas = []
     for place in (folder, *folder.parents):
@@ -100,7 +92,7 @@ def map_jobs(
         function: A function of a module, which workers import. What it returns must
             be JSON.
         jobs: One call each.
-        num_workers: By default `count_workers()`.
+        num_workers: By default `count_workers()`; a cluster has its own.
 
     Yields:
         Results in the order of the jobs.
@@ -108,12 +100,17 @@ def map_jobs(
     Raises:
         ConfigError: `num_workers` is below 1.
         ResourceError: A worker was killed or ran out of memory; names the job.
+        ClusterError: The cluster that TINY_LLM_CLUSTER asks for cannot be used, or
+            fails at a job each time; names the job.
         Exception: Whatever `function` raised first; a RuntimeError with its traceback
             if it is none of tiny_llm.errors.
     """
     if num_workers is None:
         num_workers = count_workers()
     num_workers = check_int("num_workers", num_workers)
+    if is_cluster_chosen():
+        yield from map_on_cluster(function, jobs)
+        return
     if len(jobs) <= _MAX_JOBS_IN_PROCESS:
         for job in jobs:
             yield function(**job.arguments)
@@ -121,6 +118,18 @@ def map_jobs(
     workers = _Workers(function, min(num_workers, len(jobs)))
     try:
         yield from workers.map(jobs)
+    finally:
+        workers.kill()
+
+
+def run_in_worker(function: Callable[..., Any], job: Job) -> Any:
+    """Like `map_jobs` with one job, but always in a worker process.
+
+    Native code that aborts the process when memory runs out ends only the worker.
+    """
+    workers = _Workers(function, 1)
+    try:
+        return next(workers.map([job]))
     finally:
         workers.kill()
 
@@ -205,12 +214,7 @@ class _Worker:
         line = self.answers.readline()
         if not line.endswith(b"\n"):
             raise ResourceError(self._explain_death())
-        answer = json.loads(line)
-        if "error" not in answer:
-            return answer["result"]
-        if kind := ERRORS.get(answer["error"]):
-            raise kind(answer["message"])
-        raise RuntimeError(f"a worker failed:\n{answer['message']}")
+        return result_of(json.loads(line))
 
     def _explain_death(self) -> str:
         status = self.process.wait()
@@ -221,11 +225,11 @@ class _Worker:
             how = f"was killed by {signal.Signals(-status).name}"
         if status in (-signal.SIGKILL, -signal.SIGABRT):
             how += ", probably because memory ran out"
-        name = self._job.name if self._job else "no job"
+        job = self._job or Job("no job", {})
         return (
-            f"the worker process on {name} {how}"
+            f"the worker process on {job.name} {how}"
             + (f" ({said[-1]})" if said else "")
-            + f"; free memory or set {WORKERS_VARIABLE} lower, and run again"
+            + f"; free memory or {job.remedy}, and run again"
         )
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ import numpy.typing as npt
 
 from tiny_llm.atomic import atomic_write, open_locked, try_lock
 from tiny_llm.errors import ConfigError, InputError
+
+_BLOCK_BYTES = 1 << 20
 
 _FOOTER_BYTES = 8  # The size of the JSON before it, little-endian.
 
@@ -58,58 +61,94 @@ def part_path(folder: Path, begin: int) -> Path:
     return folder / f"{begin:016}.part"
 
 
-def write_part(
-    path: Path,
-    text: dict[str, Any],
-    text_sha256: str,
-    ids: npt.NDArray[Any],
-    ends: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-    *,
-    sync: bool,
-) -> Part:
-    """Write a part atomically.
+class PartWriter:
+    """Writes a part piece by piece; see `write_part`.
+
+    Attributes:
+        text: What a `TextScan` found in the range, as a dict; set by the caller.
+    """
+
+    def __init__(self, file: IO[bytes], text_sha256: str) -> None:
+        self._file, self._text_sha256 = file, text_sha256
+        self.text: dict[str, Any] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was appended."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._num_tokens, self._itemsize, self._sha256 = 0, 0, hashlib.sha256()
+        self._ends: list[npt.NDArray[np.int64]] = []
+
+    def append(self, ids: npt.NDArray[Any], separator_id: int) -> None:
+        """Write ids, shape (n,), in the dtype of the token file."""
+        self._file.write(ids.data)
+        self._sha256.update(ids.data)
+        ends = np.flatnonzero(ids == separator_id) + (self._num_tokens + 1)
+        self._ends.append(ends)
+        self._num_tokens += len(ids)
+        self._itemsize = ids.dtype.itemsize
+
+    def finish(self, counts: npt.NDArray[np.int64]) -> Part:
+        """Write the rest; `counts` says how often each id occurs, or is empty."""
+        ends = np.concatenate([np.empty(0, np.int64), *self._ends])
+        arrays = ends.astype("<i8").tobytes() + counts.astype("<i8").tobytes()
+        part = Part(
+            text=self.text,
+            text_sha256=self._text_sha256,
+            num_tokens=self._num_tokens,
+            num_ends=len(ends),
+            num_counts=len(counts),
+            itemsize=self._itemsize,
+            sha256=self._sha256.hexdigest(),
+            arrays_sha256=hashlib.sha256(arrays).hexdigest(),
+        )
+        footer = json.dumps(dataclasses.asdict(part)).encode()
+        size = len(footer).to_bytes(_FOOTER_BYTES, "little")
+        self._file.write(arrays + footer + size)
+        return part
+
+
+@contextlib.contextmanager
+def write_part(path: Path, text_sha256: str, *, sync: bool) -> Iterator[PartWriter]:
+    """Write a part atomically; the caller appends ids, sets `text`, and finishes it.
 
     Args:
         path: Where to write it.
-        text: What a `TextScan` found.
-        text_sha256: Digest of the text.
-        ids: Shape (num_tokens,), in the dtype of the token file.
-        ends: Shape (num_ends,): where documents end, counted from the first id.
-        counts: Shape (vocab_size,), or (0,): how often each id occurs.
+        text_sha256: Digest of the text of the range.
         sync: Whether to flush it to disk, for readers on other machines.
     """
-    arrays = ends.astype("<i8").tobytes() + counts.astype("<i8").tobytes()
-    part = Part(
-        text=text,
-        text_sha256=text_sha256,
-        num_tokens=len(ids),
-        num_ends=len(ends),
-        num_counts=len(counts),
-        itemsize=ids.dtype.itemsize,
-        sha256=hashlib.sha256(ids.data).hexdigest(),
-        arrays_sha256=hashlib.sha256(arrays).hexdigest(),
-    )
-    footer = json.dumps(dataclasses.asdict(part)).encode()
     with atomic_write(path, sync=sync) as file:
-        file.write(ids.data)
-        file.write(arrays + footer + len(footer).to_bytes(_FOOTER_BYTES, "little"))
-    return part
+        yield PartWriter(file, text_sha256)
 
 
 def find_part(path: Path, text_sha256: str) -> Part | None:
     """Return the part of a text if an earlier run left it whole at `path`."""
     try:
-        content = path.read_bytes()
-        size = int.from_bytes(content[-_FOOTER_BYTES:], "little")
-        part = Part(**json.loads(content[-_FOOTER_BYTES - size : -_FOOTER_BYTES]))
-        ids = content[: part.num_tokens * part.itemsize]
-        arrays = content[len(ids) : -_FOOTER_BYTES - size]
-        found = [hashlib.sha256(data).hexdigest() for data in (ids, arrays)]
-    except (OSError, ValueError, TypeError):
+        with open(path, "rb") as file:
+            end = file.seek(-_FOOTER_BYTES, os.SEEK_END)
+            size = int.from_bytes(file.read(), "little")
+            end = file.seek(end - size)
+            part = Part(**json.loads(file.read(size)))
+            num_id_bytes = part.num_tokens * part.itemsize
+            file.seek(0)
+            found = [
+                hash_bytes(file, num_id_bytes),
+                hash_bytes(file, end - file.tell()),
+            ]
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
     is_whole = found == [part.sha256, part.arrays_sha256]
     return part if is_whole and part.text_sha256 == text_sha256 else None
+
+
+def hash_bytes(file: IO[bytes], num_bytes: int) -> str:
+    """Return the SHA-256 of the next bytes of a file, or of those there are."""
+    digest = hashlib.sha256()
+    while num_bytes > 0 and (block := file.read(min(num_bytes, _BLOCK_BYTES))):
+        digest.update(block)
+        num_bytes -= len(block)
+    return digest.hexdigest()
 
 
 def read_arrays(
@@ -155,19 +194,25 @@ def parts_folder(target: Path, key: str) -> Iterator[Path]:
 
 def _lock(folder: Path) -> IO[bytes]:
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Another run may remove the folder at this moment.
+        # Another run may remove the folder, or its parent, at this moment.
         with contextlib.suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
             return open_locked(folder / "lock", wait=False)
 
 
 def _remove_if_abandoned(folder: Path) -> None:
-    with contextlib.suppress(OSError), open(folder / "lock", "r+b") as lock:
+    # A run that was killed while it removed the folder may have left it without a lock.
+    with contextlib.suppress(OSError), open(folder / "lock", "a+b") as lock:
         if try_lock(lock, folder / "lock"):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:
+    """Remove a folder whose lock this run holds."""
+    # Renamed first, so that a new folder of this name loses nothing.
+    gone = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError):  # Windows does not rename a folder in use.
+        folder = folder.rename(gone)
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # Another run has its folder in it.
         folder.parent.rmdir()

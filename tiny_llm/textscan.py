@@ -10,6 +10,9 @@ import json
 import os
 from typing import IO
 
+import numpy as np
+import numpy.typing as npt
+
 from tiny_llm.corpus import SEPARATOR, has_text
 
 # A longer document probably lacks separators.
@@ -103,14 +106,14 @@ class TextScan:
         return lines
 
 
-def scan_text(text: bytes, begin: int, num_invalid_bytes: int) -> TextScan:
+def scan_text(text: bytes, begin: int, invalid: npt.NDArray[np.int64]) -> TextScan:
     """Scan a range of a text.
 
     Args:
-        text: Cut where no id can change.
+        text: Any part of the text that does not cut a separator.
         begin: Its offset in the file.
-        num_invalid_bytes: How many of its bytes are not valid UTF-8. The tokenizer has
-            counted them already; counting again would take a tenth of the encoding
+        invalid: Offsets in `text` of the bytes that are not valid UTF-8. The tokenizer
+            has found them already; searching again would take a tenth of the encoding
             time.
     """
     place = text.rfind(SEPARATOR)
@@ -123,8 +126,8 @@ def scan_text(text: bytes, begin: int, num_invalid_bytes: int) -> TextScan:
         rest_has_text=has_text(rest),
         num_nul_bytes=text.count(0) if nul >= 0 else 0,
         first_nul=begin + max(nul, 0),
-        num_invalid_bytes=num_invalid_bytes,
-        first_invalid=begin + (_find_invalid(text) if num_invalid_bytes else 0),
+        num_invalid_bytes=len(invalid),
+        first_invalid=begin + (int(invalid[0]) if len(invalid) else 0),
     )
 
 
@@ -152,12 +155,3 @@ def _is_json_object(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
-
-
-def _find_invalid(text: bytes) -> int:
-    """Find the first byte that is not valid UTF-8."""
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        return error.start
-    return 0

@@ -8,20 +8,22 @@ any bytes: a byte that is not valid UTF-8 becomes its own id, and no merge cross
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tiny_llm.anytext import Sink
 from tiny_llm.atomic import atomic_write
 from tiny_llm.checks import check_int
-from tiny_llm.corpus import cut_chunks
+from tiny_llm.corpus import chunks_of
 from tiny_llm.engine import Engine, learn_merges
 from tiny_llm.errors import ConfigError, InputError
+from tiny_llm.sample import Sample, text_sample
 from tiny_llm.tokenizer_json import (
     FIRST_MERGE_ID,
     SEPARATOR_ID,
@@ -146,16 +148,30 @@ class BPETokenizer:
         `vocab_size` may end up smaller than asked for: see `explain_shortfall`.
 
         Args:
-            text: The sample. Separators end documents and take no part in merges.
+            text: The sample. Separators end documents and take no part in merges, nor
+                do invalid UTF-8 and pretokens of more than 8,192 bytes. A warning says
+                how many bytes of the latter were left out.
             vocab_size: Bytes, separator and merges together, 257 to 2**20.
 
         Raises:
             ConfigError: `vocab_size` is not an integer in that range.
+            ResourceError: More than 256 MiB without a place to cut.
         """
         check_vocab_size(vocab_size)
-        sample = _to_bytes(text)
-        self._set_merges(learn_merges(sample, vocab_size - FIRST_MERGE_ID))
-        counts = _count_merges(self.merges, self.encode(sample))
+        sample = text_sample(_to_bytes(text))
+        self.train_on_sample(sample, vocab_size)
+        if left_out := sample.explain_left_out():
+            warnings.warn(left_out, stacklevel=2)
+
+    def train_on_sample(self, sample: Sample, vocab_size: int) -> None:
+        """Like `train`, but from a sample that may be a file; gives no warning."""
+        check_vocab_size(vocab_size)
+        self._set_merges(learn_merges(sample.text, vocab_size - FIRST_MERGE_ID))
+        id_counts = np.zeros(self.vocab_size, np.int64)
+        for chunk in chunks_of(sample.text):
+            ids, _ = self._engine.encode(chunk)
+            id_counts += np.bincount(ids, minlength=self.vocab_size)
+        counts = _count_merges(self.merges, id_counts)
         num_used = int(np.argmin(counts > 0)) if (counts == 0).any() else len(counts)
         if num_used < len(self.merges):
             self._set_merges(self.merges[:num_used])
@@ -170,17 +186,19 @@ class BPETokenizer:
         Returns:
             Shape (number of tokens,), `dtype`.
         """
-        return self.encode_counting_invalid(text)[0]
+        return self._engine.encode(_to_bytes(text), self.dtype)[0]
 
-    def encode_counting_invalid(self, text: str | bytes) -> tuple[Ids, int]:
-        """Like `encode`, and count the bytes that are not valid UTF-8."""
-        # Small pieces more than halve gigatoken's memory, not counting the ids.
-        ids, num_invalid_bytes = [np.empty(0, self.dtype)], 0
-        for piece in cut_chunks(io.BytesIO(_to_bytes(text))):
-            piece_ids, num_invalid = self._engine.encode(piece)
-            ids.append(piece_ids.astype(self.dtype))
-            num_invalid_bytes += num_invalid
-        return np.concatenate(ids), num_invalid_bytes
+    def encode_to(
+        self, sink: Sink, read: Callable[[int, int], bytes], num_bytes: int
+    ) -> None:
+        """Encode a text that need not be in memory, piece by piece.
+
+        Args:
+            sink: Gets the pieces in order; their ids may have a wider dtype.
+            read: `read(begin, end)` returns these bytes of the text.
+            num_bytes: Size of the text.
+        """
+        self._engine.encode_to(sink, read, num_bytes)
 
     def decode_bytes(self, ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
         """Return the bytes that ids stand for; the inverse of `encode`.
@@ -300,15 +318,17 @@ def _shorten(token_bytes: bytes) -> str:
     return repr(token_bytes if len(token_bytes) <= 40 else token_bytes[:40] + b"...")
 
 
-def _count_merges(merges: list[Merge], ids: Ids) -> npt.NDArray[np.int64]:
-    """Count how often each merge was applied to make `ids`.
+def _count_merges(
+    merges: list[Merge], id_counts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Count how often each merge was applied, given how often each id occurs.
 
     Each token longer than a byte is made by exactly one merge. So a merge was applied
     as often as its token occurs among the ids, plus as often as the merges that
     consume its token were applied. All of those have a later rank.
 
     >>> ids = BPETokenizer([(b"l", b"o"), (b"lo", b"w")]).encode("low low lol")
-    >>> _count_merges([(b"l", b"o"), (b"lo", b"w")], ids)
+    >>> _count_merges([(b"l", b"o"), (b"lo", b"w")], np.bincount(ids))
     array([3, 2])
     """
     id_of = {bytes([byte]): byte for byte in range(256)}
@@ -316,7 +336,7 @@ def _count_merges(merges: list[Merge], ids: Ids) -> npt.NDArray[np.int64]:
         (left + right, token_id)
         for token_id, (left, right) in enumerate(merges, FIRST_MERGE_ID)
     )
-    counts = np.bincount(ids, minlength=FIRST_MERGE_ID + len(merges)).tolist()
+    counts = id_counts.tolist()
     for token_id in range(len(counts) - 1, FIRST_MERGE_ID - 1, -1):
         left, right = merges[token_id - FIRST_MERGE_ID]
         counts[id_of[left]] += counts[token_id]

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from tiny_llm.atomic import to_json
 from tiny_llm.corpus import SEPARATOR
 from tiny_llm.errors import InputError
@@ -63,6 +66,19 @@ def format_merges(merges: Sequence[Merge]) -> bytes:
     return json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
+def token_lengths(file_bytes: bytes) -> npt.NDArray[np.int64]:
+    """Return the number of bytes of each token, shape (vocab_size,).
+
+    Args:
+        file_bytes: What `format_merges` returned.
+    """
+    vocab = json.loads(file_bytes)["model"]["vocab"]
+    lengths = np.zeros(len(vocab), np.int64)
+    # Each byte is spelled as one character, also in the separator, which is ASCII.
+    lengths[[*vocab.values()]] = [*map(len, vocab)]
+    return lengths
+
+
 def parse_merges(path: Path) -> list[Merge]:
     """Read the merges of a tokenizer.json, whoever wrote it.
 
@@ -76,7 +92,7 @@ def parse_merges(path: Path) -> list[Merge]:
     try:
         found = json.loads(path.read_bytes())
         merges = [
-            (_to_token_bytes(left), _to_token_bytes(right))
+            (to_token_bytes(left), to_token_bytes(right))
             for left, right in found["model"]["merges"]
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -150,5 +166,6 @@ def _to_chars(token_bytes: bytes) -> str:
     return "".join(map(_CHAR_OF.__getitem__, token_bytes))
 
 
-def _to_token_bytes(chars: str) -> bytes:
+def to_token_bytes(chars: str) -> bytes:
+    """Return the bytes that the characters of a tokenizer.json spell."""
     return bytes(map(_BYTE_OF.__getitem__, chars))

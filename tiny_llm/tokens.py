@@ -24,11 +24,14 @@ from tiny_llm.manifest import (
     DTYPES,
     FORMAT_VERSION,
     Manifest,
+    check_size,
     check_tokenizer,
     digest_of_ranges,
+    documents_path,
     dtype_for,
     format_manifest,
     manifest_path,
+    read_format,
     read_manifest,
 )
 
@@ -52,16 +55,6 @@ DIGEST_BYTES = 32  # of an index
 
 # How many ids are read at a time.
 _BLOCK_TOKENS = 1 << 18
-
-# The files of llm.c (dev/data/data_common.py) and modded-nanogpt begin with 256 int32:
-# a magic number, a version, the number of ids, and zeros.
-_HEADER_BYTES = 256 * 4
-_VERSIONS_AND_DTYPES = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
-
-
-def documents_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a token file's index: train.documents for train.bin."""
-    return Path(path).with_suffix(".documents")
 
 
 class TokenWriter:
@@ -226,7 +219,7 @@ def open_tokens(
 
     Its size must match the manifest; `verify` checks the bytes as well. A .bin file
     without a manifest is read as uint16, unless it begins with an llm.c header, which
-    gives the dtype.
+    gives the dtype. If there is an index beside it, the manifest was lost.
 
     Returns:
         The ids, shape (N,), little-endian uint16 or uint32, whose pages are read when
@@ -234,54 +227,15 @@ def open_tokens(
 
     Raises:
         InputError: The file is missing, empty, or not a token file.
-        IntegrityError: The file and its manifest (or header) disagree.
+        IntegrityError: The file and its manifest (or header) disagree, or the manifest
+            was lost.
     """
     if not Path(path).is_file():
         raise InputError(
             f"{path}: no such token file; `dvc repro` makes those of the pipeline"
         )
-    manifest, offset = None, 0
-    num_bytes = os.path.getsize(path)
-    if manifest_path(path).is_file():
-        manifest = read_manifest(path)
-        dtype = DTYPES[manifest.dtype]
-        check_size(path, num_bytes, manifest)
-    elif Path(path).suffix != ".bin":
-        raise InputError(
-            f"{path} has no manifest and is not called NAME.bin; give a token file"
-        )
-    elif header_dtype := _read_header(path, num_bytes):
-        dtype, offset = header_dtype, _HEADER_BYTES
-    else:
-        dtype = DTYPES["uint16"]
-    if num_bytes == offset or num_bytes % dtype.itemsize:
-        raise InputError(
-            f"{path} holds {num_bytes - offset:,} bytes, not a positive number of "
-            f"{dtype.name} ids; encode the text again"
-        )
+    dtype, offset, manifest = read_format(path)
     return np.memmap(path, dtype=dtype, mode="r", offset=offset), manifest
-
-
-def _read_header(path: str | os.PathLike[str], num_bytes: int) -> np.dtype[Any] | None:
-    """Return the dtype that an llm.c header gives, or None if there is no header."""
-    header = np.fromfile(path, "<i4", _HEADER_BYTES // 4)
-    if len(header) == 0 or int(header[0]) not in _VERSIONS_AND_DTYPES:
-        return None
-    magic, version, num_tokens = [*header.tolist(), 0, 0][:3]
-    known_version, dtype_name = _VERSIONS_AND_DTYPES[magic]
-    if version != known_version:
-        raise IntegrityError(
-            f"{path} is a token file of llm.c ({magic}) in version {version}; only "
-            f"version {known_version} can be read, so write it again"
-        )
-    dtype = DTYPES[dtype_name]
-    expected = _HEADER_BYTES + num_tokens * dtype.itemsize
-    if num_bytes != expected:
-        raise IntegrityError(
-            f"{path} holds {num_bytes:,} bytes, its llm.c header says {expected:,} "
-            f"({num_tokens:,} ids of {dtype.name}); copy or write it again"
-        )
-    return dtype
 
 
 def open_documents(
@@ -330,15 +284,3 @@ def _scan_documents(
             starts.append(np.flatnonzero(ids == manifest.separator_id) + (begin + 1))
             begin += len(ids)
     return np.concatenate(starts)[: manifest.num_documents]
-
-
-def check_size(
-    path: str | os.PathLike[str], num_bytes: int, manifest: Manifest
-) -> None:
-    """Raise an IntegrityError unless a token file has the size its manifest says."""
-    expected = manifest.num_tokens * DTYPES[manifest.dtype].itemsize
-    if num_bytes != expected:
-        raise IntegrityError(
-            f"{path} holds {num_bytes:,} bytes, its manifest says {expected:,} "
-            f"({manifest.num_tokens:,} ids of {manifest.dtype}); encode the text again"
-        )

@@ -63,7 +63,7 @@ def verify(
         Job(
             f"ids {begin:,} to {end:,} of {path}",
             {
-                "path": os.fspath(path),
+                "path": os.path.abspath(path),
                 "begin": begin,
                 "end": end,
                 "dtype": manifest.dtype,

@@ -25,16 +25,16 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     return _load(path, _read_text(path))
 
 
-def set_number(
-    path: str | os.PathLike[str], section: str, name: str, value: float
+def set_value(
+    path: str | os.PathLike[str], section: str, name: str, value: float | str
 ) -> Any:
-    """Change one number; comments, order and everything else stay as they are.
+    """Change one value; comments, order and everything else stay as they are.
 
     Args:
         path: Its top level maps sections to mappings of names to values.
         section: For example "bpe".
         name: For example "vocab_size".
-        value: An integer or a float.
+        value: A number or a word.
 
     Returns:
         The old value. The file is not touched if it equals the new one.
@@ -53,10 +53,10 @@ def set_number(
         raise ConfigError(f"{path} lacks {section}.{name}; set it") from error
     if old != value:
         start, end = node.start_mark.index, node.end_mark.index
-        number = yaml.safe_dump([value], default_flow_style=True).strip()[1:-1]
+        new = yaml.safe_dump([value], default_flow_style=True).strip()[1:-1]
         if start == end:
-            number = f" {number}"  # Nothing but the colon was there.
-        changed = text[:start] + number + text[end:]
+            new = f" {new}"  # Nothing but the colon was there.
+        changed = text[:start] + new + text[end:]
         _load(path, changed)
         with atomic_write(path) as file:
             file.write(changed.encode())

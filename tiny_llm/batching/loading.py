@@ -70,6 +70,13 @@ class TokenFile(ArraySource):
             self._index = ArraySource(open_documents(self.path, self.manifest))
         return self._index.read(0, len(self._index))
 
+    def check_document_starts(self, starts: Ints) -> None:
+        self._file.check_size()
+        if self.manifest:
+            is_end = self.ids[starts - 1] == self.manifest.separator_id
+            if not (is_end | (starts == 0)).all():
+                self.refuse_index()
+
     def fingerprint(self) -> str:
         return self.manifest.sha256 if self.manifest else super().fingerprint()
 
@@ -139,6 +146,12 @@ class JoinedArrays(IdArray):
     def document_starts(self) -> Ints:
         return self._index
 
+    def check_document_starts(self, starts: Ints) -> None:
+        numbers = np.searchsorted(self.ends, starts, side="right")
+        for number in np.unique(numbers).tolist():
+            own = starts[numbers == number] - self.begins[number]
+            self.parts[number].check_document_starts(own)
+
     def fingerprint(self) -> str:
         digests = [part.fingerprint() for part in self.parts]
         if len(digests) == 1:
@@ -185,11 +198,12 @@ def _open_cached(path: StrPath) -> TokenFile:
             "returns, a one-dimensional array of integers, or a path"
         )
     path = _find_path(path)
-    return _open_version(path, _version(path), _version(manifest_path(path)))
+    versions = _version(path), _version(manifest_path(path))
+    return _open_version(path, versions)
 
 
 @functools.lru_cache(maxsize=8)
-def _open_version(path: Path, *_: object) -> TokenFile:
+def _open_version(path: Path, _: object) -> TokenFile:
     return TokenFile(path)
 
 
@@ -252,6 +266,10 @@ def load_token_array(
     towards RSS, so RSS can grow to the size of the file. This is not a leak: the system
     reclaims them when it needs memory.
 
+    Replace a file that is in use by renaming another over it, as encoding does. If it
+    is truncated in place while a batch is cut, the system may kill the process
+    (SIGBUS), because pages that were mapped are gone.
+
     Args:
         path: A token file, or "train" or "valid" for a split that the pipeline made, or
             a list of these, concatenated. Write "./train" for a file named train. A
@@ -295,15 +313,15 @@ def _copy_to(device: Device, source: TokenFile | JoinedArrays) -> DeviceArray:
 def fingerprint(data: Data) -> str:
     """Return a digest of the ids, to store in a checkpoint; see `batches`.
 
-    Free for a token file with a manifest, which holds the digest (`make verify`
-    compares the two). Other ids are read, at about 1 GB/s.
+    A token file with a manifest has the digest in it (`make verify` compares the two),
+    so no ids are read. Other ids are read, at about 1 GB/s.
 
     Args:
         data: Whatever `get_batch` draws from.
 
     Returns:
-        SHA-256 of the ids as a token file holds them, in hex; for several files or a
-        mixture, a hash of their digests.
+        In hex: `sha256` of the manifest; without a manifest, SHA-256 of the ids as a
+        .bin file holds them; for several files or a mixture, a hash of their digests.
 
     Raises:
         InputError, IntegrityError (ValueErrors): See `load_token_array`.

@@ -24,6 +24,7 @@ from tiny_llm.batching.permutation import Ints, keyed_philox
 from tiny_llm.batching.sampling import Samples, choose
 from tiny_llm.batching.sources import DeviceArray, IdArray, Source
 from tiny_llm.batching.windows import Ids
+from tiny_llm.errors import IntegrityError
 
 _MAX_BLOCK = 1 << 20
 
@@ -167,6 +168,9 @@ class Mixture(Source):
                 windows[rows] = source.read_windows(own, seq_len)
         return windows
 
+    def check_document_starts(self, starts: Ints) -> None:
+        self._joined.check_document_starts(starts)
+
     def will_need(self, begin: int, end: int) -> None:
         self._joined.will_need(begin, end)
 
@@ -181,7 +185,8 @@ def _check_source(number: int, source: Source, seq_len: int, align: str | None) 
     try:
         source.count_choices(seq_len, align)
     except ValueError as error:
-        raise ValueError(f"source {number} of the mixture: {error}") from error
+        kind = IntegrityError if isinstance(error, IntegrityError) else ValueError
+        raise kind(f"source {number} of the mixture: {error}") from error
 
 
 def _check_weight(number: int, weight: object) -> Fraction:

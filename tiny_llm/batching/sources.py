@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import mmap
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -89,14 +89,37 @@ class Source(abc.ABC):
             return num_windows
         if align != "document":
             raise ValueError(f"align is {align!r}; give 'document' or None")
-        return int(np.searchsorted(self.document_starts(), num_windows))
+        index = self.document_starts()
+        num_choices = int(np.searchsorted(index, num_windows))
+        # A wrong entry can mislead the search: then these are too many, or not sorted.
+        too_late = index[num_choices:]
+        if len(too_late) > seq_len or (too_late[1:] <= too_late[:-1]).any():
+            self.refuse_index()
+        return num_choices
 
     def choose_starts(self, samples: Samples, seq_len: int, align: str | None) -> Ints:
         """Choose a start position for each sample, shape (num_rows,)."""
         if align is None:
             return choose_window_starts(len(self), seq_len, samples)
-        num_choices = self.count_choices(seq_len, align)
-        return self.document_starts()[choose(num_choices, samples)]
+        chosen = choose(self.count_choices(seq_len, align), samples)
+        index = self.document_starts()
+        starts = index[chosen]
+        # Compared with the entry before; the first entry is 0.
+        is_wrong = (starts <= index[chosen - 1]) & (chosen > 0) | (starts < 0)
+        if is_wrong.any() or starts.max() >= len(self) - seq_len:
+            self.refuse_index()
+        return starts
+
+    def check_document_starts(self, starts: Ints) -> None:
+        """Raise an IntegrityError unless documents start at `starts`."""
+        del starts  # Only an index that is stored can be wrong.
+
+    def refuse_index(self) -> NoReturn:
+        """Raise an IntegrityError that says that the index is wrong."""
+        raise IntegrityError(
+            f"the index of {getattr(self, 'path', 'data')} does not say where its "
+            "documents start; encode the text again"
+        )
 
     def cut_batch(self, starts: Ints, seq_len: int, device: Device) -> Batch:
         """Return inputs and targets of the windows at `starts`, on a device."""
@@ -117,6 +140,8 @@ class Source(abc.ABC):
             if samples.seed is not None:
                 ahead = samples._replace(first=samples.first + stride)
                 self.read_ahead(self.choose_starts(ahead, seq_len, align), seq_len)
+        if align:
+            self.check_document_starts(starts)
         return self.cut_batch(starts, seq_len, device)
 
     def read_ahead(self, starts: Ints, seq_len: int) -> None:
