@@ -99,7 +99,9 @@ from tiny_llm.encoding import encode_range
 from tiny_llm.tokenize import BPETokenizer
 folder = Path(sys.argv[1])
 BPETokenizer([(b"a", b"a")]).save(folder / "bpe.json")
-part = encode_range(str(folder / "in.txt"), str(folder), 0, 1 << 20, count=True)
+source, options = folder / "in.txt", {"count": True, "sync": False}
+options["size"] = source.stat().st_size
+part = encode_range(str(source), str(folder), 0, 1 << 20, **options)
 assert part["num_tokens"] == 30_000_000
 """
 

@@ -90,8 +90,8 @@ def find_cut(text: bytes, start: int = 0) -> int:
     21
     >>> find_cut(b"Once upon a ti")
     11
-    >>> find_cut(b"Once, up")
-    4
+    >>> find_cut(b"Once,upon")
+    5
     >>> find_cut(b"Once")
     0
     """
