@@ -25,75 +25,21 @@ import threading
 import time
 from pathlib import Path
 
-from tests.faulty_server import (
-    BODY,
-    Handler,
-    answer,
-    drip_headers,
-    raw,
-    serve,
-    stay_silent,
-)
+from tests.faulty_server import BODY, FAULTS, serve
 from tiny_llm.download import Patience, download
 from tiny_llm.errors import DownloadError
 
 PATIENCE = Patience(connect_s=2, read_s=0.2, stall_s=0.5, backoff_s=0.001)
-PAGE = b"<html>busy</html>"
 FETCH = (
     "import sys\nfrom tiny_llm.download import download\n"
     "from tiny_llm.pins import Pin\n"
     "download(Pin(sys.argv[1], int(sys.argv[2]), sys.argv[3]), sys.argv[4])\n"
 )
-FAULTS = [
-    *("short", "no length", "reset", "stall", "drip", "flip", "html", "chunked"),
-    *("ignore range", "404", "403", "408", "416", "429", "500", "503"),
-    stay_silent,
-    drip_headers,
-    answer(200, PAGE),
-    answer(200, PAGE, Content_Length=len(PAGE)),
-    answer(200, BODY[:-1]),
-    answer(200, BODY[:-1], Content_Length=len(BODY) - 1),
-    answer(200, BODY + b"x"),
-    answer(200, BODY[::-1], Content_Length=len(BODY)),
-    answer(200, BODY[::-1][:99_999], Content_Length=len(BODY)),
-    answer(200, BODY, Content_Encoding="gzip", Content_Length=len(BODY)),
-    answer(204),
-    answer(206, BODY),
-    answer(206, BODY[7:], Content_Range=f"bytes 7-{len(BODY) - 1}/{len(BODY)}"),
-    answer(302),
-    answer(302, Location="/stories.txt"),
-    answer(302, Location="/other.txt"),
-    answer(302, Location="http://"),
-    answer(302, Location="http://[::1"),
-    answer(302, Location="ftp://127.0.0.1/x"),
-    answer(429, Retry_After="0"),
-    answer(503, Retry_After="3600"),
-    raw(b""),
-    raw(b"SSH-2.0-x\r\n"),
-    raw(b"HTTP/1.1 100 Continue\r\n\r\n" * 999),
-    raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\nxxxxx"),
-    raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc"),
-    raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n" + BODY),
-]
-
-
-def flip_version(handler: Handler) -> None:
-    """Send half of another version of the file, under another ETag."""
-    server = handler.server
-    good, server.body = server.body, server.body[::-1]
-    etag, server.etag = server.etag, '"other"'
-    server.faults.insert(0, "short")
-    server.requests.pop()
-    try:
-        handler.do_GET()
-    finally:
-        server.body, server.etag = good, etag
 
 
 def torture_by_faults(num_rounds: int, choose: random.Random) -> None:
-    faults = [*FAULTS, flip_version]
-    plans = [[fault] for fault in faults] + [[fault] * 20 for fault in faults]
-    plans += [choose.choices(faults, k=choose.randint(2, 5)) for _ in range(num_rounds)]
+    plans = [[fault] for fault in FAULTS] + [[fault] * 20 for fault in FAULTS]
+    plans += [choose.choices(FAULTS, k=choose.randint(2, 5)) for _ in range(num_rounds)]
     num_bad = num_right = num_refused = num_faults = 0
     for plan in plans:
         with tempfile.TemporaryDirectory() as cache, serve() as server:
@@ -109,7 +55,7 @@ def torture_by_faults(num_rounds: int, choose: random.Random) -> None:
             num_faults += len(plan) - len(server.faults)
             server.errors.clear()  # A server that flips faults may trip over itself.
     print(
-        f"faults: {len(faults)} kinds, {len(plans)} downloads, {num_faults} faults: "
+        f"faults: {len(FAULTS)} kinds, {len(plans)} downloads, {num_faults} faults: "
         f"{num_right} right files, {num_refused} DownloadErrors, "
         f"{len(plans) - num_right - num_refused + num_bad} bad downloads accepted"
     )

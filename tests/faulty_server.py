@@ -190,6 +190,55 @@ def raw(data):
     return fault
 
 
+def flip_version(handler):
+    """Send half of another version of the file, under another ETag."""
+    server = handler.server
+    good, server.body = server.body, server.body[::-1]
+    etag, server.etag = server.etag, '"other"'
+    server.faults.insert(0, "short")
+    server.requests.pop()
+    try:
+        handler.do_GET()
+    finally:
+        server.body, server.etag = good, etag
+
+
+_PAGE = b"<html>busy</html>"
+# Every kind of fault, for random sequences of them.
+FAULTS = [
+    *("short", "no length", "reset", "stall", "drip", "flip", "html", "chunked"),
+    *("ignore range", "404", "403", "408", "416", "429", "500", "503"),
+    stay_silent,
+    drip_headers,
+    answer(200, _PAGE),
+    answer(200, _PAGE, Content_Length=len(_PAGE)),
+    answer(200, BODY[:-1]),
+    answer(200, BODY[:-1], Content_Length=len(BODY) - 1),
+    answer(200, BODY + b"x"),
+    answer(200, BODY[::-1], Content_Length=len(BODY)),
+    answer(200, BODY[::-1][:99_999], Content_Length=len(BODY)),
+    answer(200, BODY, Content_Encoding="gzip", Content_Length=len(BODY)),
+    answer(204),
+    answer(206, BODY),
+    answer(206, BODY[7:], Content_Range=f"bytes 7-{len(BODY) - 1}/{len(BODY)}"),
+    answer(302),
+    answer(302, Location="/stories.txt"),
+    answer(302, Location="/other.txt"),
+    answer(302, Location="http://"),
+    answer(302, Location="http://[::1"),
+    answer(302, Location="ftp://127.0.0.1/x"),
+    answer(429, Retry_After="0"),
+    answer(503, Retry_After="3600"),
+    raw(b""),
+    raw(b"SSH-2.0-x\r\n"),
+    raw(b"HTTP/1.1 100 Continue\r\n\r\n" * 999),
+    raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\nxxxxx"),
+    raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc"),
+    raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n" + BODY),
+    flip_version,
+]
+
+
 class Fetch:
     """Downloads what a server has; `waits` and `seen` get the reports."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import random
 import socket
 import time
 import warnings
@@ -11,6 +12,7 @@ import pytest
 
 from tests.faulty_server import (
     BODY,
+    FAULTS,
     IMPATIENT,
     Fetch,
     answer,
@@ -236,6 +238,21 @@ def test_odd_headers_end_in_the_file_or_in_one_line(server, fetch, fault):
         with contextlib.suppress(DownloadError):
             assert fetch() == BODY
         gc.collect()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_faults_end_in_the_file_or_in_one_line(server, fetch, seed):
+    """In short form; benchmarks/bench_download.py tries hundreds of sequences."""
+    choose = random.Random(seed)
+    server.etag = choose.choice([None, '"v1"'])
+    server.faults = choose.choices(FAULTS, k=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with contextlib.suppress(DownloadError):
+            assert fetch() == BODY
+        gc.collect()
+    assert all(path.read_bytes() == BODY for path in fetch.cache.glob("*.txt"))
+    server.errors.clear()  # Some faults end a connection before their answer does.
 
 
 def test_a_chunked_body_is_read(server, fetch):
