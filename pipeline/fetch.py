@@ -159,6 +159,11 @@ def _download_pin(label: str, pin: Pin) -> Path:
         return download(pin, on_progress=bar.update, on_wait=_show_wait)
 
 
+def _measure(url: str) -> Pin:
+    with progress_bar("download", None, in_log=False) as bar:
+        return measure(url, on_progress=bar.update, on_wait=_show_wait)
+
+
 def _show_wait(line: str) -> None:
     """Say what a download waits for, also where no bar is shown."""
     tqdm.write(f"fetch: {line}", file=sys.stderr)
@@ -169,7 +174,7 @@ def _read_manifest(path: Path) -> dict[str, list[Pin]]:
     try:
         return read_pins(path)
     except UnpinnedError as error:
-        pin = measure(error.url, on_wait=_show_wait)
+        pin = _measure(error.url)
         raise ConfigError(
             f"{error.place} lacks sha256; the file that was downloaded has size: "
             f"{pin.size} and sha256: {pin.sha256}, so add them if you trust it"
@@ -178,7 +183,7 @@ def _read_manifest(path: Path) -> dict[str, list[Pin]]:
 
 def _print_pins(urls: Sequence[str]) -> str:
     for url in urls:
-        pin = measure(check_url(url), on_wait=_show_wait)
+        pin = _measure(check_url(url))
         entry = {"url": url, "size": pin.size, "sha256": pin.sha256}
         sys.stdout.write(yaml.safe_dump([entry], sort_keys=False, width=1 << 20))
     return f"pinned {len(urls)} file(s): put the lines into a manifest, under a split"

@@ -33,12 +33,14 @@ def read_param(section: str, name: str) -> Any:
         raise ConfigError(f"{PARAMS_PATH} lacks {section}.{name}; set it") from error
 
 
-def progress_bar(label: str, num_bytes: int, *, in_log: bool = True) -> tqdm[Any]:
+def progress_bar(
+    label: str, num_bytes: int | None, *, in_log: bool = True
+) -> tqdm[Any]:
     """A bar on stderr, shown after one second; updated every 30 s in a log file.
 
     Args:
         label: What is in progress.
-        num_bytes: When it ends.
+        num_bytes: When it ends, if that is known.
         in_log: Whether to show it where stderr is not a terminal, too.
     """
     return tqdm(

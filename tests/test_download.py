@@ -244,7 +244,9 @@ def test_a_local_file_that_is_none_is_refused(server, tmp_path, kind):
 
 
 def test_measuring_a_file_pins_it_and_keeps_it(server, pin, tmp_path):
-    assert measure(pin.url, tmp_path) == pin
+    seen = []
+    assert measure(pin.url, tmp_path, on_progress=seen.append) == pin
+    assert sum(seen) == pin.size
     assert download(pin, tmp_path).read_bytes() == BODY
     assert server.ranges == [None]
 

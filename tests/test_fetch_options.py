@@ -57,6 +57,21 @@ def test_a_manifest_lists_several_files_of_any_shape_for_each_split(
     assert found["train"].split(SEP)[5:-1] == stories
 
 
+def test_a_manifest_without_valid_is_divided(workspace):
+    documents = [b"Story %d." % number for number in range(100)]
+    with serve(body=b"".join(document + SEP for document in documents)) as server:
+        manifest = {"train": as_entry(server.pin())}
+        (workspace.path / "pins.yaml").write_text(json.dumps(manifest))
+        workspace.set_param("source", "pins.yaml\n  valid_fraction: 0.5")
+        assert workspace.stage("fetch").returncode == 0
+    train, valid = (
+        (workspace.path / f"build/corpus/{split}.txt").read_bytes().split(SEP)[:-1]
+        for split in ("train", "valid")
+    )
+    assert sorted(train + valid) == sorted(documents)
+    assert 30 < len(valid) < 70
+
+
 def test_pinning_prints_entries_that_a_manifest_takes(workspace, server, text):
     (workspace.path / "more.txt").write_bytes(text)
     done = workspace.stage("fetch", "--pin", server.url, "more.txt")

@@ -94,6 +94,7 @@ def measure(
     url: str,
     cache_dir: str | os.PathLike[str] | None = None,
     *,
+    on_progress: Callable[[int], object] | None = None,
     on_wait: Callable[[str], object] | None = None,
     patience: Patience | None = None,
 ) -> Pin:
@@ -102,10 +103,11 @@ def measure(
     Args:
         url: See `pins.check_url`.
         cache_dir: See `download`, as for the other arguments and errors.
+        on_progress: Called with the number of bytes received since the last call.
         on_wait: Called with one line before each wait.
         patience: When to give up.
     """
-    receiver = _Receiver(url, None, None, on_wait, patience)
+    receiver = _Receiver(url, None, on_progress, on_wait, patience)
     key = hashlib.sha256(url.encode()).hexdigest()
     with receiver.open_part(_cache_folder(cache_dir) / f"{key}.part") as part:
         receiver.fill(part)

@@ -14,6 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -33,11 +34,12 @@ class PartFile:
             empty if it has no name for it.
     """
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
+    def __init__(self, path: Path, file: IO[bytes], hasher: Executor) -> None:
         self.path = path
         self.size = 0
         self._file = file
         self._digest = hashlib.sha256()
+        self._hasher = hasher
         self._etag_path = path.with_name(f"{path.name}.etag")
         # Past the buffer of `file`, in which bytes would be lost if we are killed.
         while block := os.read(file.fileno(), _BLOCK_BYTES):
@@ -59,11 +61,13 @@ class PartFile:
 
     def append(self, block: bytes) -> None:
         """Write bytes to the end of the file."""
+        # Writing and hashing take as long as receiving does; all three release the GIL.
+        hashing = self._hasher.submit(self._digest.update, block)
         while block:
             written = os.write(self._file.fileno(), block)
-            self._digest.update(block[:written])
             self.size += written
             block = block[written:]
+        hashing.result()
 
     def sha256(self) -> str:
         """Return the digest of all bytes, in hexadecimal."""
@@ -119,8 +123,8 @@ def open_part(path: Path, on_wait: Callable[[], object]) -> Iterator[PartFile]:
         file.close()
         path = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")
         file = open_locked(path)
-    with file:
-        part = PartFile(path, file)
+    with file, ThreadPoolExecutor(1) as hasher:
+        part = PartFile(path, file, hasher)
         try:
             yield part
         finally:
