@@ -1,5 +1,6 @@
 """Interrupted encodings: what is kept, what is used again, what is removed."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -132,6 +133,38 @@ def test_a_live_run_keeps_its_parts_from_another(tokenizer, source):
                 assert other != folder
         assert (folder / "0.part").exists()
     assert not (source.parent / "out.parts").exists()
+
+
+def stop_at_line(number):
+    """Raise KeyboardInterrupt before the n-th line that parts.py or atomic.py runs."""
+    lines = itertools.count(1)
+
+    def trace(frame, event, _):
+        if not frame.f_code.co_filename.endswith(("parts.py", "atomic.py")):
+            return None
+        if event == "line" and next(lines) == number:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+
+
+# A stop between opening a file and the next line closes it by dropping it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_while_the_folder_is_made_leaves_no_file(tmp_path):
+    before = sys.gettrace()
+    for number in itertools.count(1):
+        try:
+            stop_at_line(number)
+            with parts_folder(tmp_path / "out.bin", "key"):
+                sys.settrace(before)
+                break
+        except KeyboardInterrupt:
+            assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+        finally:
+            sys.settrace(before)
+    assert number > 20
 
 
 @pytest.mark.skipif(os.name == "nt", reason="nothing is removed without locks")

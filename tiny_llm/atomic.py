@@ -94,18 +94,24 @@ def open_locked(path: Path, *, wait: bool = True) -> IO[bytes]:
     """
     while True:
         file = open(path, "r+b", opener=_create)  # noqa: SIM115 - the caller closes it
-        if sys.platform == "win32":
-            return file
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if sys.platform == "win32" or not _lock(file, wait) or _is_at(file, path):
+                return file
+        except BaseException:
             file.close()
             raise
-        except OSError:
-            return file  # This filesystem has no locks, so nothing is removed here.
-        if _is_at(file, path):
-            return file
         file.close()  # Another run removed it before it was locked.
+
+
+def _lock(file: IO[bytes], wait: bool) -> bool:
+    """Lock a file; return False if its filesystem has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _create(path: str, flags: int) -> int:

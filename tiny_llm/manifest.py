@@ -194,7 +194,7 @@ def check_tokenizer(
 
 def format_manifest(manifest: Manifest) -> bytes:
     """Return a manifest as JSON that ends with its own digest."""
-    values = dataclasses.asdict(manifest)
+    values = dict(vars(manifest))
     return to_json({**values, "manifest_sha256": _digest(values)})
 
 

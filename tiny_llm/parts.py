@@ -171,25 +171,30 @@ def parts_folder(target: Path, key: str) -> Iterator[Path]:
     """
     parent = target.with_suffix(".parts")
     folder = parent / hashlib.sha256(key.encode()).hexdigest()[:16]
+    lock = None
     try:
-        lock = _lock(folder)
-    except BlockingIOError:
-        folder = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
-        lock = _lock(folder)
-    with lock:
+        try:
+            lock = _lock(folder)
+        except BlockingIOError:
+            folder = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+            lock = _lock(folder)
         for other in parent.iterdir():
             if other != folder:
                 _remove_if_abandoned(other)
-        try:
-            yield folder
-        except (ConfigError, InputError):
-            _remove(folder)
-            raise
-        except BaseException:
-            if not any(folder.glob("*.part")):
+        yield folder
+    except BaseException as error:
+        is_useless = isinstance(error, ConfigError | InputError)
+        if is_useless or not any(folder.glob("*.part")):
+            if lock:
                 _remove(folder)
-            raise
+            else:  # It was stopped while it took the lock.
+                _remove_if_abandoned(folder)
+        raise
+    else:
         _remove(folder)
+    finally:
+        if lock:
+            lock.close()
 
 
 def _lock(folder: Path) -> IO[bytes]:
