@@ -3,8 +3,8 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help repro compare train verify test check check-rest format lint types \
-	lock-check corpus-check picture-check cluster-check bench picture lock \
-	clean
+	lock-check corpus-check picture-check cluster-check readers-check bench \
+	picture lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -20,7 +20,7 @@ train: repro  ## Train a small GPT on the tokens, or resume training
 	python examples/train.py $(if $(wildcard build/train/checkpoint.pt),--resume)
 
 verify: .venv/repro.done  ## Check every byte of the token files against their manifests
-	python -m pipeline verify
+	tiny-llm verify
 
 test: .venv/test.done  ## Install the test tools, then run the tests
 	python -m pytest
@@ -57,6 +57,9 @@ picture-check: .venv/test.done
 cluster-check: .venv/cluster.done  ## Test a Ray cluster on loopback, in two minutes
 	python -m pytest -n 0 tests/check_cluster.py
 
+readers-check: .venv/readers.done  ## Read exported files with the trainers' packages
+	PYTHONPATH=.venv/readers python -m pytest -n 0 tests/check_readers.py
+
 bench: .venv/bench.done  ## Compare speed with other libraries (TEXT=FILE: on your text)
 	python benchmarks/bench_train.py $(if $(TEXT),"$(TEXT)")
 	python benchmarks/bench_encode.py $(if $(TEXT),"$(TEXT)")
@@ -90,6 +93,12 @@ INSTALL = python -m pip install --quiet --constraint requirements.lock --editabl
 
 .venv/cluster.done: .venv/test.done
 	$(INSTALL) '.[pipeline,dev,cluster]'
+	touch $@
+
+# Without dependencies, and in a folder of its own: they would change .venv.
+.venv/readers.done: .venv/test.done tests/readers.txt
+	rm -rf .venv/readers
+	python -m pip install --quiet --no-deps --target .venv/readers -r tests/readers.txt
 	touch $@
 
 .venv/bench.done: .venv/repro.done

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tiny_llm.encoding import encode_file
+from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import write_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,6 +103,12 @@ class Clone:
             sys.executable, "-m", "pipeline", name, *arguments, check=False, **env
         )
 
+    def tool(self, name, *arguments, **env):
+        """Run a command of `tiny-llm`; a failure does not raise."""
+        return self.run(
+            sys.executable, "-m", "tiny_llm.cli", name, *arguments, check=False, **env
+        )
+
     def git(self, *arguments):
         return self.run("git", *arguments).stdout
 
@@ -178,6 +186,28 @@ def workspace(fresh_clone, tmp_path, text) -> Clone:
     workspace.source = source
     workspace.set_param("source", f'"{source}"')
     return workspace
+
+
+@pytest.fixture(scope="session")
+def encoded(tmp_path_factory):
+    """A folder with both splits encoded as the pipeline does; not to be changed."""
+    folder = tmp_path_factory.mktemp("encoded")
+    text = b"".join(story.encode() + b"\n" + SEP + b"\n" for story in STORIES)
+    tokenizer = BPETokenizer()
+    tokenizer.train(text, 300)
+    tokenizer.save(folder / "build" / "tokenizer.json")
+    for split in ("train", "valid"):
+        (folder / f"{split}.txt").write_bytes(text)
+        encode_file(
+            tokenizer, folder / f"{split}.txt", folder / f"build/tokens/{split}.bin"
+        )
+    return folder
+
+
+@pytest.fixture
+def project(encoded, tmp_path):
+    """Like `encoded`, but a test may change it."""
+    return Path(shutil.copytree(encoded, tmp_path / "project"))
 
 
 def built(workspace) -> list[str]:

@@ -215,7 +215,7 @@ def test_a_killed_dvc_is_followed_by_a_clean_run(clone):
     clone.set_param("vocab_size", 4096)
     clone.dvc("repro")
     assert digests(clone) == GOLDEN
-    assert clone.stage("verify").returncode == 0
+    assert clone.tool("verify").returncode == 0
 
 
 def test_prepare_runs_the_pipeline_and_shows_a_batch(clone):

@@ -54,7 +54,7 @@ def test_advice_on_a_small_vocab_fits_the_sample(workspace):
     assert workspace.stage("bpe").stderr.endswith(": raise sample_mb\n")
 
 
-@pytest.mark.parametrize("name", ["fetch", "bpe", "encode", "verify"])
+@pytest.mark.parametrize("name", ["fetch", "bpe", "encode"])
 def test_every_stage_explains_itself(workspace, name):
     done = workspace.stage(name, "--help")
     assert done.returncode == 0
@@ -64,7 +64,7 @@ def test_every_stage_explains_itself(workspace, name):
 def test_the_help_of_the_pipeline_lists_its_stages(workspace):
     done = workspace.stage("--help")
     assert done.returncode == 0
-    for name in ("fetch", "bpe", "encode SPLIT", "verify"):
+    for name in ("fetch", "bpe", "encode SPLIT"):
         assert f"\n    {name} " in done.stdout
     without = workspace.run(sys.executable, "-m", "pipeline", check=False)
     assert (without.returncode, without.stderr) == (2, done.stdout)
@@ -143,18 +143,14 @@ def test_a_missing_parameter_is_named(workspace):
     expect(workspace.stage("bpe"), 2, "params.yaml lacks bpe.vocab_size")
 
 
-@pytest.mark.parametrize(
-    "command", ["fetch", "bpe", "encode train", "encode valid", "verify"]
-)
+@pytest.mark.parametrize("command", ["fetch", "bpe", "encode train", "encode valid"])
 def test_another_folder_is_named_in_the_same_way_by_every_stage(workspace, command):
     (workspace.path / "params.yaml").unlink()
     done = workspace.stage(*command.split())
     expect(done, 2, f"no params.yaml in {workspace.path}; run it in the repository")
 
 
-@pytest.mark.parametrize(
-    "command", ["fetch", "bpe", "encode train", "encode valid", "verify"]
-)
+@pytest.mark.parametrize("command", ["fetch", "bpe", "encode train", "encode valid"])
 def test_a_python_without_the_packages_says_how_to_get_them(workspace, command):
     done = workspace.run(
         sys.executable, "-S", "-m", "pipeline", *command.split(), check=False
@@ -235,20 +231,6 @@ def test_an_unknown_split_is_refused(workspace):
     assert "invalid choice" in done.stderr
 
 
-def test_verify_names_what_is_damaged(workspace):
-    run_up_to(workspace, "all")
-    done = workspace.stage("verify")
-    assert (done.returncode, done.stderr[:15]) == (0, "verified train:")
-    path = workspace.path / "build" / "tokens" / "valid.bin"
-    whole = path.read_bytes()
-    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-    expect(workspace.stage("verify"), 4, "valid.bin", "range 0")
-    path.write_bytes(whole[:-2])
-    expect(workspace.stage("verify"), 4, "valid.bin", "its manifest says")
-    path.unlink()
-    expect(workspace.stage("verify"), 3, "valid.bin: no such token file")
-
-
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell's ulimit")
 @pytest.mark.parametrize("stage", ["fetch", "bpe", "encode train"])
 def test_a_disk_that_refuses_to_grow_a_file_is_named(workspace, stage, text):
@@ -305,7 +287,7 @@ def test_two_runs_of_one_stage_leave_one_whole_result(workspace):
     ]
     assert [run.wait() for run in runs] == [0, 0, 0]
     workspace.stage("encode", "valid")
-    assert workspace.stage("verify").returncode == 0
+    assert workspace.tool("verify").returncode == 0
     assert not [name for name in built(workspace) if name.endswith(".tmp")]
 
 

@@ -147,3 +147,13 @@ except ValueError as error:
     assert shape == "torch.Size([2, 4])"
     assert "outside a checkout" in message
     assert "give the path of a token file" in message
+
+
+def test_the_wheel_installs_the_command(installed, tmp_path):
+    save_tokens(tmp_path / "a.bin", range(256))
+    command = installed.python.with_name("tiny-llm")
+    done = subprocess.run(
+        [command, "verify", "a.bin"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"verified a.bin: 256 ids, ")

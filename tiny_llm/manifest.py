@@ -27,9 +27,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 # The files of llm.c (dev/data/data_common.py) and modded-nanogpt begin with 256 int32:
-# a magic number, a version, the number of ids, and zeros.
-_HEADER_BYTES = 256 * 4
-_VERSIONS_AND_DTYPES = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
+# a magic number, a version, the number of ids, and zeros. The keys are magic numbers.
+LLM_C_HEADER_BYTES = 256 * 4
+LLM_C_DTYPES = {20240520: (1, "uint16"), 20240801: (7, "uint32")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def read_format(
             f"{manifest_path(path)} is missing; copy that too, or encode the text again"
         )
     elif header_dtype := _read_header(path, num_bytes):
-        dtype, offset = header_dtype, _HEADER_BYTES
+        dtype, offset = header_dtype, LLM_C_HEADER_BYTES
     else:
         dtype = DTYPES["uint16"]
     if num_bytes == offset or num_bytes % dtype.itemsize:
@@ -144,18 +144,18 @@ def read_format(
 
 def _read_header(path: str | os.PathLike[str], num_bytes: int) -> np.dtype[Any] | None:
     """Return the dtype that an llm.c header gives, or None if there is no header."""
-    header = np.fromfile(path, "<i4", _HEADER_BYTES // 4)
-    if len(header) == 0 or int(header[0]) not in _VERSIONS_AND_DTYPES:
+    header = np.fromfile(path, "<i4", LLM_C_HEADER_BYTES // 4)
+    if len(header) == 0 or int(header[0]) not in LLM_C_DTYPES:
         return None
     magic, version, num_tokens = [*header.tolist(), 0, 0][:3]
-    known_version, dtype_name = _VERSIONS_AND_DTYPES[magic]
+    known_version, dtype_name = LLM_C_DTYPES[magic]
     if version != known_version:
         raise IntegrityError(
             f"{path} is a token file of llm.c ({magic}) in version {version}; only "
             f"version {known_version} can be read, so write it again"
         )
     dtype = DTYPES[dtype_name]
-    expected = _HEADER_BYTES + num_tokens * dtype.itemsize
+    expected = LLM_C_HEADER_BYTES + num_tokens * dtype.itemsize
     if num_bytes != expected:
         raise IntegrityError(
             f"{path} holds {num_bytes:,} bytes, its llm.c header says {expected:,} "
