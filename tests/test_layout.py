@@ -104,6 +104,17 @@ ARROWS = {
         "tokens",
     },
     "stats": set(),
+    "overlap": set(),
+    "duplicates": {"overlap", "tokenize", "tokens"},
+    "leakage": {"checks", "duplicates", "overlap", "parallel", "tokenize"},
+    "leakage_files": {
+        "duplicates",
+        "errors",
+        "leakage",
+        "overlap",
+        "tokenize",
+        "tokens",
+    },
     "textscan": {"corpus"},
     "batching": {"atomic", "batching", "checks", "errors", "layout", "tokens"},
     "data": {
@@ -195,7 +206,13 @@ def test_deps_of_a_stage_are_the_files_it_imports(name):
 
 
 def test_stages_have_their_names():
-    assert list(stages()) == ["fetch", "bpe", "encode-train", "encode-valid"]
+    assert list(stages()) == [
+        "fetch",
+        "bpe",
+        "encode-train",
+        "encode-valid",
+        "leakage",
+    ]
 
 
 def test_every_stage_is_listed_by_the_help_of_the_pipeline():

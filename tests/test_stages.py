@@ -54,7 +54,7 @@ def test_advice_on_a_small_vocab_fits_the_sample(workspace):
     assert workspace.stage("bpe").stderr.endswith(": raise sample_mb\n")
 
 
-@pytest.mark.parametrize("name", ["fetch", "bpe", "encode"])
+@pytest.mark.parametrize("name", ["fetch", "bpe", "encode", "leakage"])
 def test_every_stage_explains_itself(workspace, name):
     done = workspace.stage(name, "--help")
     assert done.returncode == 0
@@ -64,7 +64,7 @@ def test_every_stage_explains_itself(workspace, name):
 def test_the_help_of_the_pipeline_lists_its_stages(workspace):
     done = workspace.stage("--help")
     assert done.returncode == 0
-    for name in ("fetch", "bpe", "encode SPLIT"):
+    for name in ("fetch", "bpe", "encode SPLIT", "leakage"):
         assert f"\n    {name} " in done.stdout
     without = workspace.run(sys.executable, "-m", "pipeline", check=False)
     assert (without.returncode, without.stderr) == (2, done.stdout)
@@ -143,14 +143,18 @@ def test_a_missing_parameter_is_named(workspace):
     expect(workspace.stage("bpe"), 2, "params.yaml lacks bpe.vocab_size")
 
 
-@pytest.mark.parametrize("command", ["fetch", "bpe", "encode train", "encode valid"])
+@pytest.mark.parametrize(
+    "command", ["fetch", "bpe", "encode train", "encode valid", "leakage"]
+)
 def test_another_folder_is_named_in_the_same_way_by_every_stage(workspace, command):
     (workspace.path / "params.yaml").unlink()
     done = workspace.stage(*command.split())
     expect(done, 2, f"no params.yaml in {workspace.path}; run it in the repository")
 
 
-@pytest.mark.parametrize("command", ["fetch", "bpe", "encode train", "encode valid"])
+@pytest.mark.parametrize(
+    "command", ["fetch", "bpe", "encode train", "encode valid", "leakage"]
+)
 def test_a_python_without_the_packages_says_how_to_get_them(workspace, command):
     done = workspace.run(
         sys.executable, "-S", "-m", "pipeline", *command.split(), check=False
