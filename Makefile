@@ -3,14 +3,15 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help repro compare train verify test check check-rest format lint types \
-	lock-check corpus-check picture-check cluster-check bench picture lock \
-	clean
+	lock-check corpus-check picture-check cluster-check bench picture \
+	report-picture lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 repro: .venv/repro.done  ## Install, then run the pipeline with values from params.yaml
 	dvc repro
+	@echo "See what the data is like: open $(CURDIR)/build/report.html in a browser"
 
 compare: .venv/repro.done  ## Compare vocab sizes: workspace, HEAD and its experiments
 	@dvc exp show --md --sort-by bpe.vocab_size --drop '.*' --keep \
@@ -64,6 +65,9 @@ bench: .venv/bench.done  ## Compare speed with other libraries (TEXT=FILE: on yo
 
 picture: .venv/test.done  ## Draw the pictures in the README, reports/*.svg
 	python -m tools.draw_reports
+
+report-picture: repro .venv/test.done  ## Photograph the report for the README (Chromium)
+	python -m tools.report_picture
 
 lock: .venv/test.done  ## Pin the dependencies of pyproject.toml in requirements.lock
 	UV_CUSTOM_COMPILE_COMMAND='make lock' uv pip compile --quiet --universal \

@@ -6,6 +6,7 @@ the repository, reads params.yaml, and leaves its outputs in build/ and reports/
     fetch           bring train.txt and valid.txt to build/corpus
     bpe             learn build/tokenizer.json from the first documents of train
     encode SPLIT    encode train or valid into build/tokens
+    report          show what the run made on one page, build/report.html
     verify          check build/tokens against its manifests (not a stage of dvc.yaml)
 
 `python -m pipeline STAGE --help` says more about one of them.

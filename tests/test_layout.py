@@ -85,6 +85,7 @@ ARROWS = {
         "tokenize",
         "tokens",
     },
+    "report": {"errors", "report", "tokenizer_json", "tokens"},
     "stats": set(),
     "textscan": {"corpus"},
     "batching": {"atomic", "batching", "checks", "errors", "layout", "tokens"},
@@ -177,7 +178,7 @@ def test_deps_of_a_stage_are_the_files_it_imports(name):
 
 
 def test_stages_have_their_names():
-    assert list(stages()) == ["fetch", "bpe", "encode-train", "encode-valid"]
+    assert list(stages()) == ["fetch", "bpe", "encode-train", "encode-valid", "report"]
 
 
 def test_every_stage_is_listed_by_the_help_of_the_pipeline():

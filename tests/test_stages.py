@@ -57,7 +57,7 @@ def test_advice_on_a_small_vocab_fits_the_sample(workspace):
     assert workspace.stage("bpe").stderr.endswith(": raise sample_mb\n")
 
 
-@pytest.mark.parametrize("name", ["fetch", "bpe", "encode", "verify"])
+@pytest.mark.parametrize("name", ["fetch", "bpe", "encode", "report", "verify"])
 def test_every_stage_explains_itself(workspace, name):
     done = workspace.stage(name, "--help")
     assert done.returncode == 0
@@ -67,7 +67,7 @@ def test_every_stage_explains_itself(workspace, name):
 def test_the_help_of_the_pipeline_lists_its_stages(workspace):
     done = workspace.stage("--help")
     assert done.returncode == 0
-    for name in ("fetch", "bpe", "encode SPLIT", "verify"):
+    for name in ("fetch", "bpe", "encode SPLIT", "report", "verify"):
         assert f"\n    {name} " in done.stdout
     without = workspace.run(sys.executable, "-m", "pipeline", check=False)
     assert (without.returncode, without.stderr) == (2, done.stdout)
@@ -164,7 +164,7 @@ def test_a_missing_parameter_is_named(workspace):
 
 
 @pytest.mark.parametrize(
-    "command", ["fetch", "bpe", "encode train", "encode valid", "verify"]
+    "command", ["fetch", "bpe", "encode train", "encode valid", "report", "verify"]
 )
 def test_another_folder_is_named_in_the_same_way_by_every_stage(workspace, command):
     (workspace.path / "params.yaml").unlink()
@@ -173,7 +173,7 @@ def test_another_folder_is_named_in_the_same_way_by_every_stage(workspace, comma
 
 
 @pytest.mark.parametrize(
-    "command", ["fetch", "bpe", "encode train", "encode valid", "verify"]
+    "command", ["fetch", "bpe", "encode train", "encode valid", "report", "verify"]
 )
 def test_a_python_without_the_packages_says_how_to_get_them(workspace, command):
     done = workspace.run(

@@ -15,6 +15,7 @@ CORPUS_DIR = Path("build/corpus")
 TOKENIZER_PATH = Path("build/tokenizer.json")
 TOKENS_DIR = Path("build/tokens")
 ID_COUNTS_PATHS = {split: Path(f"build/id_counts-{split}.npy") for split in SPLITS}
+LEAKAGE_PATH = Path("build/leakage.json")
 REPORT_PATH = Path("build/report.html")
 REPORTS_DIR = Path("reports")
 
