@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help repro compare train verify test check check-rest format lint types \
 	lock-check corpus-check picture-check cluster-check bench picture \
-	report-picture lock clean
+	report-picture plots-page lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ bench: .venv/bench.done  ## Compare speed with other libraries (TEXT=FILE: on yo
 
 picture: .venv/test.done  ## Draw the pictures in the README, reports/*.svg
 	python -m tools.draw_reports
+
+plots-page: .venv/test.done  ## Write the page of `dvc plots`, with Vega inside
+	python -m tools.plots_page
 
 report-picture: repro .venv/test.done  ## Photograph the report for the README (Chromium)
 	python -m tools.report_picture
