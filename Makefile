@@ -4,13 +4,14 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help repro compare train verify test check check-rest format lint types \
 	lock-check corpus-check picture-check cluster-check readers-check bench \
-	picture lock clean
+	picture report-picture plots-page lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 repro: .venv/repro.done  ## Install, then run the pipeline with values from params.yaml
 	dvc repro
+	@echo "See what the data is like: open $(CURDIR)/build/report.html in a browser"
 
 compare: .venv/repro.done  ## Compare vocab sizes: workspace, HEAD and its experiments
 	@dvc exp show --md --sort-by bpe.vocab_size --drop '.*' --keep \
@@ -67,6 +68,12 @@ bench: .venv/bench.done  ## Compare speed with other libraries (TEXT=FILE: on yo
 
 picture: .venv/test.done  ## Draw the pictures in the README, reports/*.svg
 	python -m tools.draw_reports
+
+plots-page: .venv/test.done  ## Write the page of `dvc plots`, with Vega inside
+	python -m tools.plots_page
+
+report-picture: repro .venv/test.done  ## Photograph the report for the README (Chromium)
+	python -m tools.report_picture
 
 lock: .venv/test.done  ## Pin the dependencies of pyproject.toml in requirements.lock
 	UV_CUSTOM_COMPILE_COMMAND='make lock' uv pip compile --quiet --universal \

@@ -7,6 +7,7 @@ the repository, reads params.yaml, and leaves its outputs in build/ and reports/
     bpe             learn build/tokenizer.json from the first documents of train
     encode SPLIT    encode train or valid into build/tokens
     leakage         say what of valid also occurs in train
+    report          show what the run made on one page, build/report.html
 
 `python -m pipeline STAGE --help` says more about one of them.
 """

@@ -1,11 +1,14 @@
 """Stage bpe: learn a tokenizer from the first documents of the train split, or all.
 
-Writes build/tokenizer.json and build/tokenizer_config.json, metrics, and merge counts.
+Writes build/tokenizer.json and build/tokenizer_config.json, metrics, and for each merge
+how often it joined a pair and how many bytes the sample then has per token.
 """
 
 from __future__ import annotations
 
 import sys
+
+import numpy as np
 
 from pipeline.stage import read_param, write_rank_plot
 from tiny_llm.atomic import write_json
@@ -36,7 +39,13 @@ def run() -> str:
             "last_merge_count": counts[-1] if counts else 0,
         },
     )
-    write_rank_plot(REPORTS_DIR / "merge_counts.csv", counts)
+    learned_bytes = training.num_bytes - training.num_giant_bytes
+    bytes_per_token = np.round(learned_bytes / training.num_tokens_by_rank(), 4)
+    write_rank_plot(
+        REPORTS_DIR / "merge_counts.csv",
+        count=counts,
+        bytes_per_token=bytes_per_token.tolist(),
+    )
     line = (
         f"wrote {TOKENIZER_PATH}: vocab_size {tokenizer.vocab_size:,}, learned from "
         f"{training.num_bytes:,} bytes"

@@ -1,12 +1,14 @@
 """Stages encode-train and encode-valid: turn a split's text into token ids, once.
 
 Writes build/tokens/SPLIT.bin with its manifest SPLIT.json and its index
-SPLIT.documents, metrics, and plot data.
+SPLIT.documents, build/id_counts-SPLIT.npy, metrics, and plot data.
 """
 
 from __future__ import annotations
 
 import argparse
+
+import numpy as np
 
 from pipeline.stage import (
     progress_bar,
@@ -14,10 +16,11 @@ from pipeline.stage import (
     write_csv,
     write_rank_plot,
 )
-from tiny_llm.atomic import write_json
+from tiny_llm.atomic import atomic_write, write_json
 from tiny_llm.encoding import Encoded, encode_and_measure
 from tiny_llm.layout import (
     CORPUS_DIR,
+    ID_COUNTS_PATHS,
     REPORTS_DIR,
     SPLITS,
     TOKENIZER_PATH,
@@ -70,8 +73,10 @@ def _report(split: str, encoded: Encoded) -> None:
             "vocab_used": round(stats.vocab_used, 4),
         },
     )
+    with atomic_write(ID_COUNTS_PATHS[split]) as file:
+        np.save(file, stats.id_counts, allow_pickle=False)
     write_rank_plot(
-        REPORTS_DIR / f"token_frequency-{split}.csv", stats.counts_by_rank()
+        REPORTS_DIR / f"token_frequency-{split}.csv", count=stats.counts_by_rank()
     )
     write_csv(
         REPORTS_DIR / f"document_lengths-{split}.csv",

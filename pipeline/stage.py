@@ -66,18 +66,20 @@ def write_csv(
         file.write(text.getvalue().encode())
 
 
-def write_rank_plot(path: Path, counts: Sequence[int]) -> None:
-    """Write counts by rank, from rank 1, thinned out for a log-log plot.
+def write_rank_plot(path: Path, **columns: Sequence[float]) -> None:
+    """Write columns by rank, from rank 1, thinned out for a plot with a log scale.
 
     Above rank 100, only ranks 1% apart and the last one are kept.
     """
+    num_ranks = len(next(iter(columns.values())))
     ranks = itertools.accumulate(
         itertools.repeat(1), lambda rank, _: max(rank + 1, rank * 101 // 100)
     )
-    kept = list(itertools.takewhile(lambda rank: rank < len(counts), ranks))
-    if counts:
-        kept.append(len(counts))
-    write_csv(path, ("rank", "count"), ((rank, counts[rank - 1]) for rank in kept))
+    kept = list(itertools.takewhile(lambda rank: rank < num_ranks, ranks))
+    if num_ranks:
+        kept.append(num_ranks)
+    rows = ((rank, *(values[rank - 1] for values in columns.values())) for rank in kept)
+    write_csv(path, ("rank", *columns), rows)
 
 
 @contextlib.contextmanager

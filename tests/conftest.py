@@ -165,6 +165,15 @@ def clone(built_clone, tmp_path) -> Clone:
 
 
 @pytest.fixture(scope="session")
+def browser():
+    """A headless browser; see tests/browser.py, which few tests need."""
+    from tests.browser import start_chromium
+
+    with start_chromium() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="session")
 def corpus_text() -> bytes:
     """The train split of the built-in corpus."""
     return (ROOT / "data" / "train.txt").read_bytes()

@@ -103,6 +103,7 @@ ARROWS = {
         "tokenize",
         "tokens",
     },
+    "report": {"errors", "report", "tokenizer_json", "tokens"},
     "stats": set(),
     "overlap": set(),
     "duplicates": {"overlap", "tokenize", "tokens"},
@@ -212,6 +213,7 @@ def test_stages_have_their_names():
         "encode-train",
         "encode-valid",
         "leakage",
+        "report",
     ]
 
 

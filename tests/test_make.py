@@ -42,6 +42,15 @@ def test_compare_shows_vocab_size_and_bytes_per_token_of_every_experiment(clone)
     assert 1 < measured["300"] < measured["4096"] == 3.9699
 
 
+def test_repro_ends_with_the_path_of_the_report(clone):
+    for report in (clone.path / "build" / "report.html", None):
+        if report:
+            report.unlink()
+        last = clone.run("make", "repro").stdout.splitlines()[-1]
+        assert f"open {clone.path}/build/report.html in a browser" in last
+        assert (clone.path / "build" / "report.html").is_file()
+
+
 def test_an_outdated_picture_fails_the_check_until_it_is_drawn_again(clone):
     path = clone.path / "reports" / "merge_counts.csv"
     path.write_text(path.read_text().replace("3839,27\n", "3839,28\n"))

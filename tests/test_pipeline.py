@@ -112,7 +112,13 @@ def test_a_new_vocab_size_reruns_what_depends_on_it_and_back_is_instant(clone):
     }
     assert "bpe.vocab_size" in clone.dvc("status").stdout
     done = clone.dvc("repro")
-    assert stages_run(done) == ["bpe", "encode-train", "encode-valid", "leakage"]
+    assert stages_run(done) == [
+        "bpe",
+        "encode-train",
+        "encode-valid",
+        "leakage",
+        "report",
+    ]
 
     metrics = json.loads(clone.dvc("metrics", "diff", "--json").stdout)
     assert metrics["reports/bpe.json"]["vocab_size"]["new"] == 2048
@@ -147,8 +153,12 @@ def test_a_changed_byte_of_the_corpus_is_noticed(clone):
         ("tiny_llm/batching/batches.py", []),
         ("tiny_llm/download.py", ["fetch"]),
         ("tiny_llm/encoding.py", ["encode-train", "encode-valid"]),
-        ("tiny_llm/tokenize.py", ["bpe", "encode-train", "encode-valid", "leakage"]),
-        ("tiny_llm/overlap.py", ["leakage"]),
+        (
+            "tiny_llm/tokenize.py",
+            ["bpe", "encode-train", "encode-valid", "leakage", "report"],
+        ),
+        ("tiny_llm/overlap.py", ["leakage", "report"]),
+        ("tiny_llm/report/style.css", ["report"]),
     ],
 )
 def test_an_edit_reruns_the_stages_that_use_the_module(clone, name, expected):

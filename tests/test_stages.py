@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import SEP, built, expect, run_up_to, serve_folder
+from tiny_llm.tokenize import BPETokenizer
 
 
 def test_a_stage_says_in_one_line_what_it_wrote(workspace):
@@ -27,6 +28,8 @@ def test_a_stage_says_in_one_line_what_it_wrote(workspace):
     assert built(workspace) == [
         "build/corpus/train.txt",
         "build/corpus/valid.txt",
+        "build/id_counts-train.npy",
+        "build/id_counts-valid.npy",
         "build/tokenizer.json",
         "build/tokenizer_config.json",
         "build/tokens/train.bin",
@@ -54,7 +57,7 @@ def test_advice_on_a_small_vocab_fits_the_sample(workspace):
     assert workspace.stage("bpe").stderr.endswith(": raise sample_mb\n")
 
 
-@pytest.mark.parametrize("name", ["fetch", "bpe", "encode", "leakage"])
+@pytest.mark.parametrize("name", ["fetch", "bpe", "encode", "leakage", "report"])
 def test_every_stage_explains_itself(workspace, name):
     done = workspace.stage(name, "--help")
     assert done.returncode == 0
@@ -64,7 +67,7 @@ def test_every_stage_explains_itself(workspace, name):
 def test_the_help_of_the_pipeline_lists_its_stages(workspace):
     done = workspace.stage("--help")
     assert done.returncode == 0
-    for name in ("fetch", "bpe", "encode SPLIT", "leakage"):
+    for name in ("fetch", "bpe", "encode SPLIT", "leakage", "report"):
         assert f"\n    {name} " in done.stdout
     without = workspace.run(sys.executable, "-m", "pipeline", check=False)
     assert (without.returncode, without.stderr) == (2, done.stdout)
@@ -102,6 +105,23 @@ def test_metrics_say_what_was_made(workspace, text):
     assert rows[0] == "rank,count"
     counts = [int(row.split(",")[1]) for row in rows[1:]]
     assert sum(counts) == encode["num_tokens"]
+    id_counts = np.load(workspace.path / "build" / "id_counts-train.npy")
+    assert (len(id_counts), id_counts.sum()) == (bpe["vocab_size"], sum(counts))
+    assert id_counts[256] == text.count(SEP)
+
+
+def test_bytes_per_token_after_each_merge_are_those_of_a_tokenizer_of_that_size(
+    workspace, text
+):
+    run_up_to(workspace, "bpe")
+    rows = (workspace.path / "reports" / "merge_counts.csv").read_text().splitlines()
+    assert rows[0] == "rank,count,bytes_per_token"
+    merges = BPETokenizer.load(workspace.path / "build" / "tokenizer.json").merges
+    assert len(rows) == 1 + len(merges)
+    for row in rows[1:]:
+        rank, _, bytes_per_token = row.split(",")
+        num_tokens = len(BPETokenizer(merges[: int(rank)]).encode(text))
+        assert float(bytes_per_token) == round(len(text) / num_tokens, 4)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +164,7 @@ def test_a_missing_parameter_is_named(workspace):
 
 
 @pytest.mark.parametrize(
-    "command", ["fetch", "bpe", "encode train", "encode valid", "leakage"]
+    "command", ["fetch", "bpe", "encode train", "encode valid", "leakage", "report"]
 )
 def test_another_folder_is_named_in_the_same_way_by_every_stage(workspace, command):
     (workspace.path / "params.yaml").unlink()
@@ -153,7 +173,7 @@ def test_another_folder_is_named_in_the_same_way_by_every_stage(workspace, comma
 
 
 @pytest.mark.parametrize(
-    "command", ["fetch", "bpe", "encode train", "encode valid", "leakage"]
+    "command", ["fetch", "bpe", "encode train", "encode valid", "leakage", "report"]
 )
 def test_a_python_without_the_packages_says_how_to_get_them(workspace, command):
     done = workspace.run(

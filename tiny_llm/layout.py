@@ -14,6 +14,9 @@ PARAMS_PATH = Path("params.yaml")
 CORPUS_DIR = Path("build/corpus")
 TOKENIZER_PATH = Path("build/tokenizer.json")
 TOKENS_DIR = Path("build/tokens")
+ID_COUNTS_PATHS = {split: Path(f"build/id_counts-{split}.npy") for split in SPLITS}
+LEAKAGE_PATH = Path("build/leakage.json")
+REPORT_PATH = Path("build/report.html")
 REPORTS_DIR = Path("reports")
 
 _ROOT = Path(__file__).resolve().parents[1]

@@ -38,6 +38,7 @@ class Sample:
     Attributes:
         text: In memory, or the path of a file. Valid UTF-8 without giant pretokens.
         num_bytes: Number of bytes, with those that were left out.
+        num_separators: Number of separators.
         num_documents: Number of documents. A blank one counts, unless it is the last
             and lacks its separator.
         num_giant_bytes: Number of bytes that were left out as giant pretokens.
@@ -48,12 +49,12 @@ class Sample:
         self.num_bytes = 0
         self.num_giant_bytes = 0
         self.has_text = False
-        self._num_separators = 0
+        self.num_separators = 0
         self._rest_has_text = False
 
     @property
     def num_documents(self) -> int:  # noqa: D102
-        return self._num_separators + self._rest_has_text
+        return self.num_separators + self._rest_has_text
 
     def explain_left_out(self) -> str:
         """Say what was left out as giant pretokens; "" if nothing was."""
@@ -73,7 +74,7 @@ class Sample:
             What to learn from; the same object if nothing had to be left out.
         """
         self.num_bytes += len(chunk)
-        self._num_separators += chunk.count(SEPARATOR)
+        self.num_separators += chunk.count(SEPARATOR)
         *before, rest = chunk.rsplit(SEPARATOR, 1)
         self._rest_has_text = has_text(rest) or (self._rest_has_text and not before)
         self.has_text = self.has_text or has_text(chunk)

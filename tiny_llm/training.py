@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from tiny_llm.corpus import sample_bytes
+from tiny_llm.corpus import SEPARATOR, sample_bytes
 from tiny_llm.parallel import Job, run_in_worker
 from tiny_llm.sample import file_sample
 from tiny_llm.tokenize import BPETokenizer, check_vocab_size, explain_shortfall
@@ -26,6 +27,7 @@ class Training:
         tokenizer: With `merge_counts`.
         num_bytes: Number of bytes in the sample.
         num_documents: Number of documents in the sample.
+        num_separators: Number of separators in the sample.
         num_giant_bytes: Number of bytes left out, see `tiny_llm.sample`.
         left_out: One line about them, or "".
         shortfall: One line if the vocab is smaller than asked for, or "".
@@ -34,9 +36,28 @@ class Training:
     tokenizer: BPETokenizer
     num_bytes: int
     num_documents: int
+    num_separators: int
     num_giant_bytes: int
     left_out: str
     shortfall: str
+
+    def num_tokens_by_rank(self) -> npt.NDArray[np.int64]:
+        """Return how many tokens the sample has after each merge, exactly.
+
+        Before the first merge, each byte and each separator is a token; each time a
+        merge is applied, two tokens become one. Bytes that were left out do not count.
+
+        Returns:
+            Shape (number of merges,), int64, decreasing.
+        """
+        counts = self.tokenizer.merge_counts
+        without_merges = (
+            self.num_bytes
+            - self.num_giant_bytes
+            - self.num_separators * (len(SEPARATOR) - 1)
+        )
+        joined = np.cumsum([] if counts is None else counts, dtype=np.int64)
+        return without_merges - joined
 
 
 def train_on_file(
@@ -100,6 +121,7 @@ def learn_from_file(
         "merge_counts": [] if counts is None else counts.tolist(),
         "num_bytes": sample.num_bytes,
         "num_documents": sample.num_documents,
+        "num_separators": sample.num_separators,
         "num_giant_bytes": sample.num_giant_bytes,
         "left_out": sample.explain_left_out(),
     }
