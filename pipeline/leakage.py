@@ -17,7 +17,7 @@ from pipeline.stage import progress_bar, read_param
 from tiny_llm.atomic import write_json
 from tiny_llm.duplicates import Documents
 from tiny_llm.errors import ConfigError
-from tiny_llm.layout import REPORTS_DIR, TOKENIZER_PATH, TOKENS_DIR
+from tiny_llm.layout import LEAKAGE_PATH, REPORTS_DIR, TOKENIZER_PATH, TOKENS_DIR
 from tiny_llm.leakage import check_window, find_leakage, num_passes
 from tiny_llm.leakage_files import (
     check_max_share,
@@ -28,7 +28,6 @@ from tiny_llm.leakage_files import (
 from tiny_llm.tokenize import BPETokenizer
 
 CLEAN_DIR = Path("build/clean")
-LEAKAGE_PATH = Path("build/leakage.json")
 
 
 def run() -> str:

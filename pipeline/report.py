@@ -50,7 +50,7 @@ def run() -> str:
                 parse_merges(_existing(TOKENIZER_PATH)), SEPARATOR
             ),
             splits={split: _read_split(split) for split in SPLITS},
-            leakage=_read_json(LEAKAGE_PATH) if LEAKAGE_PATH.is_file() else None,
+            leakage=_read_json(LEAKAGE_PATH),
         )
     )
     with atomic_write(REPORT_PATH) as file:

@@ -19,9 +19,7 @@ _KINDS = {
 
 
 def leakage_section(run: Run) -> str:
-    """Show what stage `leakage` found; "" if it did not run."""
-    if run.leakage is None:
-        return ""
+    """Show what stage `leakage` found."""
     found, metrics = run.leakage, run.leakage["metrics"]
     exact, near = metrics["exact_duplicates"], metrics["near_duplicates"]
     rows = [

@@ -94,16 +94,15 @@ def _tiles(run: Run) -> str:
         )
         for title, value in _tile_values(train).items()
     ]
-    if run.leakage:
-        metrics = run.leakage["metrics"]
-        noun = "document" if metrics["leaked_documents"] == 1 else "documents"
-        tiles.append(
-            _tile(
-                '<span class="key valid">Leaked into valid</span>',
-                format_percent(metrics["leaked_share"]),
-                f"{metrics['leaked_documents']:,} whole {noun}",
-            )
+    metrics = run.leakage["metrics"]
+    noun = "document" if metrics["leaked_documents"] == 1 else "documents"
+    tiles.append(
+        _tile(
+            '<span class="key valid">Leaked into valid</span>',
+            format_percent(metrics["leaked_share"]),
+            f"{metrics['leaked_documents']:,} whole {noun}",
         )
+    )
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 

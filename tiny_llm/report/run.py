@@ -71,7 +71,7 @@ class Run:
             sample after it); some ranks are left out.
         token_bytes: The bytes of each id, shape (vocab_size,).
         splits: "train" and "valid".
-        leakage: build/leakage.json, or None if leakage was not looked for.
+        leakage: build/leakage.json.
     """
 
     params: dict[str, Any]
@@ -80,7 +80,7 @@ class Run:
     merges: Sequence[tuple[int, int, float]]
     token_bytes: Sequence[bytes]
     splits: dict[str, Split]
-    leakage: dict[str, Any] | None
+    leakage: dict[str, Any]
 
     @property
     def vocab_size(self) -> int:
@@ -105,8 +105,8 @@ def find_warnings(run: Run) -> list[str]:
     """
     train, valid = run.splits["train"], run.splits["valid"]
     found = []
-    if run.leakage and run.leakage["metrics"]["leaked_share"] > 0.001:
-        share = run.leakage["metrics"]["leaked_share"]
+    share = run.leakage["metrics"]["leaked_share"]
+    if share > 0.001:
         found.append(
             f"{_percent(share)} of valid's tokens are in text that train also has: the "
             "loss on valid will look better than it is."
