@@ -145,7 +145,7 @@ def test_text_of_the_corpus_never_becomes_markup(workspace, text):
         LEAKAGE,
     )
     page = Page(data)
-    assert page.tags - harmless.tags == {"mark", "blockquote", "h4"}
+    assert page.tags - harmless.tags == {"mark"}  # Of the examples of leakage.
     assert "<script>alert(1)</script>" in page.text
     assert str(source) in page.text
     for char in "\u202e\u2066\x1b\x00":

@@ -1,7 +1,7 @@
 """Draw the pictures of the README: `make picture` runs this.
 
-reports/plots.svg shows plots of dvc.yaml side by side. The pages of `dvc plots` load
-their script from the network; this renders the same Vega-Lite specifications offline.
+reports/plots.svg shows plots of dvc.yaml side by side, from the same Vega-Lite
+specifications as the pages of `dvc plots`.
 
 reports/loss.svg shows the loss of examples/train.py on the built-in corpus. Training is
 not a stage of the pipeline; the data comes from
