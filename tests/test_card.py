@@ -43,6 +43,11 @@ def test_cards_describe_the_files_in_build(clone):
             f"| {split} | {manifest.num_documents:,} | {manifest.num_tokens:,} |"
             in (card.read_text())
         )
+    assert set(re.findall(r"\| `(\w+\.\w+)` \|", card.read_text())) == {
+        "fetch.source",
+        "bpe.sample_mb",
+        "bpe.vocab_size",
+    }
 
 
 def test_the_front_matter_is_yaml_and_the_example_runs(clone):

@@ -40,6 +40,8 @@ PROPERTIES = (
 )
 _BUILD_DIR = TOKENIZER_PATH.parent
 _LOCK_PATH = Path("dvc.lock")
+# Of params.yaml; other sections do not change the tokens.
+_SECTIONS = ("fetch", "bpe")
 _READ_BYTES = 1 << 20
 
 # The context of the Croissant 1.0 specification; readers compare it word for word.
@@ -142,6 +144,7 @@ def _read_facts(root: Path) -> _Facts:
                 for stage in stages.values()
                 if "params" in stage
                 for name, value in stage["params"]["params.yaml"].items()
+                if name.split(".")[0] in _SECTIONS
             }
         )
     except (KeyError, TypeError, AttributeError) as error:
