@@ -33,14 +33,23 @@ def read_param(section: str, name: str) -> Any:
         raise ConfigError(f"{PARAMS_PATH} lacks {section}.{name}; set it") from error
 
 
-def progress_bar(label: str, num_bytes: int) -> tqdm[Any]:
-    """A bar on stderr, shown after one second; updated every 30 s in a log file."""
+def progress_bar(
+    label: str, num_bytes: int | None, *, in_log: bool = True
+) -> tqdm[Any]:
+    """A bar on stderr, shown after one second; updated every 30 s in a log file.
+
+    Args:
+        label: What is in progress.
+        num_bytes: When it ends, if that is known.
+        in_log: Whether to show it where stderr is not a terminal, too.
+    """
     return tqdm(
         desc=label,
         total=num_bytes,
         unit="B",
         unit_scale=True,
         delay=1,
+        disable=False if in_log else None,  # None: unless it is a terminal
         mininterval=0.2 if sys.stderr.isatty() else 30,
     )
 

@@ -1,8 +1,8 @@
 """Stages run one by one: bad input ends in one line, a status, and no outputs."""
 
-import gzip
 import hashlib
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -40,6 +40,7 @@ def test_a_stage_says_in_one_line_what_it_wrote(workspace):
         "reports/document_lengths-valid.csv",
         "reports/encode-train.json",
         "reports/encode-valid.json",
+        "reports/fetch.json",
         "reports/merge_counts.csv",
         "reports/token_frequency-train.csv",
         "reports/token_frequency-valid.csv",
@@ -109,7 +110,7 @@ def test_metrics_say_what_was_made(workspace, text):
         ("source", "gone", "fetch", 3, ["no folder or file gone"]),
         ("source", "3", "fetch", 2, ["fetch.source is 3"]),
         ("source", "", "fetch", 2, ["fetch.source is None"]),
-        ("source", "params.yaml", "fetch", 2, ["params.yaml: train needs url"]),
+        ("source", "params.yaml", "fetch", 2, ["params.yaml lacks train"]),
         ("source", "params.yaml", "fetch", 2, ["or the folder that holds your train"]),
         ("source", "~/stories", "fetch", 2, ["~/stories", "nor params.yaml expands ~"]),
         ("source", "~/stories", "fetch", 2, ["give the absolute path, /", "/stories"]),
@@ -161,9 +162,9 @@ def test_a_python_without_the_packages_says_how_to_get_them(workspace, command):
     expect(done, 2, "lacks the packages", "`make repro`", "`. .venv/bin/activate`")
 
 
-def test_a_source_folder_without_a_split_is_refused(workspace):
-    (workspace.source / "valid.txt").unlink()
-    expect(workspace.stage("fetch"), 3, "valid.txt", "must hold train.txt and valid")
+def test_a_source_folder_without_train_is_refused(workspace):
+    (workspace.source / "train.txt").unlink()
+    expect(workspace.stage("fetch"), 3, "holds valid.txt but no train; add train")
     assert built(workspace) == []
 
 
@@ -172,11 +173,13 @@ def test_a_source_folder_without_a_split_is_refused(workspace):
     [b"Once there was a cat.\n", b'Ben: "hi": no\n', b"\xff\xfe", b"a b. " * 100_000],
     ids=["plain", "not YAML", "not UTF-8", "large"],
 )
-def test_a_text_file_as_source_is_refused_with_advice(workspace, content):
-    (workspace.path / "stories.txt").write_bytes(content)
-    workspace.set_param("source", "stories.txt")
+def test_a_text_as_manifest_is_refused_with_advice(workspace, content):
+    (workspace.path / "stories.yaml").write_bytes(content)
+    workspace.set_param("source", "stories.yaml")
     done = workspace.stage("fetch")
-    expect(done, 2, "stories.txt", "the folder that holds your train.txt and valid.txt")
+    expect(
+        done, 2, "stories.yaml", "the folder that holds your train.txt and valid.txt"
+    )
     assert built(workspace) == []
 
 
@@ -337,8 +340,8 @@ def test_a_manifest_is_downloaded_once_and_verified(workspace, text):
 
 
 def test_a_source_that_is_not_plain_text_is_refused(workspace, text):
-    (workspace.source / "valid.txt").write_bytes(gzip.compress(text))
-    expect(workspace.stage("fetch"), 3, "valid.txt is a gzip file; decompress it")
+    (workspace.source / "valid.txt").write_bytes(lzma.compress(text))
+    expect(workspace.stage("fetch"), 3, "valid.txt is an xz file; decompress it")
     assert built(workspace) == []
 
 

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from tests.conftest import ROOT, expect
-from tiny_llm.download import read_pins
 from tiny_llm.errors import ConfigError, InputError
+from tiny_llm.pins import read_pins
 from tiny_llm.yaml_file import read_yaml, set_value
 
 ODD_VALUES = {

@@ -139,19 +139,33 @@ def download_tinystories() -> tuple[Path, Path]:
         The paths of the train and valid texts.
 
     Raises:
-        IntegrityError (a ValueError): The download failed.
+        DownloadError (an IntegrityError): The download failed.
     """
     from tqdm import tqdm
 
-    from tiny_llm.download import download, read_pins
+    from tiny_llm.download import download
+    from tiny_llm.pins import read_pins
 
     pins = read_pins(find_checkout() / "pipeline" / "tinystories.yaml")
     paths = {}
-    for split in sorted(SPLITS, key=lambda split: pins[split].size):
-        size = pins[split].size
-        with tqdm(desc=f"download {split}", total=size, unit_scale=True) as bar:
-            paths[split] = download(pins[split], on_progress=bar.update)
+    for split in sorted(SPLITS, key=lambda split: pins[split][0].size):
+        [pin] = pins[split]
+        with tqdm(
+            desc=f"download {split}",
+            total=pin.size,
+            unit="B",
+            unit_scale=True,
+            # A notebook shows stderr, though it is not a terminal.
+            disable=not (sys.stderr.isatty() or "ipykernel" in sys.modules),
+        ) as bar:
+            paths[split] = download(pin, on_progress=bar.update, on_wait=_show_wait)
     return paths["train"], paths["valid"]
+
+
+def _show_wait(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"download: {line}", file=sys.stderr)
 
 
 def train_tokenizer(

@@ -25,6 +25,14 @@ class IntegrityError(ValueError):
     exit_status = 4
 
 
+class DownloadError(IntegrityError):
+    """A server cannot be reached, or what it sends is not the file.
+
+    An IntegrityError too: both end a stage with status 4, so code that sees only the
+    status, or catches IntegrityError, need not tell them apart.
+    """
+
+
 class ResourceError(OSError):
     """The machine ran out of disk space or memory."""
 

@@ -1,6 +1,7 @@
 """Files that are not plain text, recognized by their first bytes.
 
-They would encode without an error, into a useless token file.
+They would encode without an error, into a useless token file. Names are not trusted:
+a gzip file may be called stories.txt.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ import re
 
 from tiny_llm.errors import InputError
 
-# How much of a file `check_is_text` needs.
+# How much of a file `find_kind` and `check_is_text` need.
 HEAD_BYTES = 4096
+
+GZIP = "a gzip file"
+ZSTD = "a zstd file"
+PARQUET = "a Parquet file"
 
 # With fewer bytes, UTF-16 cannot be told from text with a stray NUL.
 _MIN_WIDE_BYTES = 8
@@ -19,8 +24,13 @@ _MIN_WIDE_BYTES = 8
 _KINDS = [
     (re.compile(pattern, re.DOTALL), kind, remedy)
     for pattern, kind, remedy in (
-        (rb"\x1f\x8b", "a gzip file", "decompress it first (gunzip)"),
-        (rb"\x28\xb5\x2f\xfd", "a zstd file", "decompress it first (unzstd)"),
+        (rb"\x1f\x8b", GZIP, "decompress it first (gunzip)"),
+        # The second form is a frame to skip, with which pzstd begins its files.
+        (
+            rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
+            ZSTD,
+            "decompress it first (unzstd)",
+        ),
         (rb"\xfd7zXZ\x00", "an xz file", "decompress it first (unxz)"),
         (
             rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
@@ -30,9 +40,10 @@ _KINDS = [
         (rb"PK(\x03\x04|\x05\x06)", "a zip file", "unpack it first (unzip)"),
         (
             rb"PAR1[^\t\n\r -~]",
-            "a Parquet file",
+            PARQUET,
             "write its text column to a text file first",
         ),
+        (rb".{257}ustar", "a tar archive", "unpack it first (tar -xf)"),
         (rb"%PDF-", "a PDF file", "extract its text first (pdftotext)"),
         (
             rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff",
@@ -48,6 +59,19 @@ _KINDS = [
 ]
 
 
+def find_kind(head: bytes) -> str | None:
+    r"""Name what a file is by its first `HEAD_BYTES`; None if it may be plain text.
+
+    >>> find_kind(b"PAR1\x15\x04")
+    'a Parquet file'
+    >>> find_kind(b"Once upon a time")
+    """
+    for pattern, kind, _ in _KINDS:
+        if pattern.match(head):
+            return kind
+    return None
+
+
 def check_is_text(path: str | os.PathLike[str], head: bytes) -> None:
     """Refuse a file that begins like something other than plain text.
 
@@ -56,7 +80,7 @@ def check_is_text(path: str | os.PathLike[str], head: bytes) -> None:
         head: The first `HEAD_BYTES` of the file, or all of a shorter one.
 
     Raises:
-        InputError: It is compressed, Parquet, PDF, UTF-16 or UTF-32.
+        InputError: It is compressed, an archive, Parquet, PDF, UTF-16 or UTF-32.
     """
     for pattern, kind, remedy in _KINDS:
         if pattern.match(head):
