@@ -6,14 +6,15 @@ The time is that of the process, start-up included. Ours also counts documents, 
 index and digests, and waits until all is on disk; the peers do not. Slow peers run
 once, and are compared with a run of ours beside them. Nothing is reported unless all
 ids are equal. The text is TEXT, or the built-in corpus, with its documents shuffled and
-repeated up to the size. `--before` measures an earlier version, too.
+repeated up to the size, for slow peers at most 30 MB. `--before` measures an earlier
+version, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from tiny_llm.tokenize import BPETokenizer
 SAMPLE_BYTES = 10 << 20
 VOCAB_SIZE = 4096
 SLOW = ("ours-again", "tiktoken", "hf")
+SLOW_BYTES = 30 * 10**6
 
 
 class Peer(NamedTuple):
@@ -74,10 +76,10 @@ def run_peer(
     return harness.run_whole(command, dict(peer.environment), folder / "text.txt")
 
 
-def compare_ids(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Compare the ids of each peer with ours; return a note for each."""
+def compare_ids(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Compare the ids of each encoder with the first, ours; return a note for each."""
     tokenizer = BPETokenizer.load(folder / "tokenizer.json")
-    expected = np.fromfile(harness.output_path(folder, "ours"), np.uint16)
+    expected = np.fromfile(harness.output_path(folder, names[0]), np.uint16)
     prefix = read_sample(folder / "text.txt", SAMPLE_BYTES)
     if tokenizer.decode_bytes(expected[: len(tokenizer.encode(prefix))]) != prefix:
         raise SystemExit("our ids do not decode to the text; nothing reported")
@@ -99,20 +101,25 @@ def main() -> None:
     args = harness.parse_arguments(__doc__, add_arguments)
     peers = make_peers(count_workers(), args.before)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        fast, slow = Path(name), Path(name, "slow")
+        slow.mkdir()
         source = args.text or harness.BUILT_IN_TEXT
-        harness.repeat_documents(folder / "text.txt", args.mb * 10**6, source)
+        harness.repeat_documents(fast / "text.txt", args.mb * 10**6, source)
+        num_bytes = min(args.mb * 10**6, SLOW_BYTES)
+        harness.repeat_documents(slow / "text.txt", num_bytes, source)
         tokenizer = BPETokenizer()
-        tokenizer.train(read_sample(folder / "text.txt", SAMPLE_BYTES), VOCAB_SIZE)
-        tokenizer.save(folder / "tokenizer.json")
-        names = harness.installed(peers)
-        run = partial(
-            harness.run_rounds, "", folder=folder, run=partial(run_peer, peers)
-        )
-        fast = [name for name in names if name not in SLOW]
-        figures, _ = run(fast, num_rounds=args.rounds)
-        figures |= run([name for name in names if name in SLOW], num_rounds=1)[0]
-        notes = compare_ids(folder, figures)
+        tokenizer.train(read_sample(fast / "text.txt", SAMPLE_BYTES), VOCAB_SIZE)
+        figures, notes = {}, {}
+        for folder, num_rounds in ((fast, args.rounds), (slow, 1)):
+            tokenizer.save(folder / "tokenizer.json")
+            names = [
+                name
+                for name in harness.installed(peers)
+                if (name in SLOW) == (folder is slow)
+            ]
+            run = partial(run_peer, peers)
+            figures |= harness.run_rounds("", names, folder, num_rounds, run=run)[0]
+            notes |= compare_ids(folder, names)
     table = harness.format_table(peers, figures, notes)
     harness.write_table("bench_encode", table, args)
 

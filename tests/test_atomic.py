@@ -8,7 +8,13 @@ import time
 import pytest
 
 from tiny_llm import atomic
-from tiny_llm.atomic import atomic_link, atomic_write, part_path, write_json
+from tiny_llm.atomic import (
+    atomic_link,
+    atomic_write,
+    flushing,
+    part_path,
+    write_json,
+)
 from tiny_llm.errors import ResourceError
 
 needs_locks = pytest.mark.skipif(
@@ -221,3 +227,28 @@ def test_a_link_replaces_what_had_the_name(tmp_path):
 def test_json_is_readable_and_ends_with_a_newline(tmp_path):
     write_json(tmp_path / "x.json", {"a": 1})
     assert (tmp_path / "x.json").read_bytes() == b'{\n  "a": 1\n}\n'
+
+
+@pytest.mark.parametrize("num_flushes", [1, 5])
+def test_a_flush_in_a_thread_that_fails_is_an_error(num_flushes):
+    def flush(file):
+        with flushing(file) as start_flush:
+            for _ in range(num_flushes):
+                start_flush()
+                time.sleep(0.01)
+
+    read_end, write_end = os.pipe()  # A pipe cannot be flushed to disk.
+    with (
+        open(read_end, "rb"),
+        open(write_end, "wb") as file,
+        pytest.raises(OSError, match="Invalid argument"),
+    ):
+        flush(file)
+
+
+def test_a_file_can_be_written_while_it_is_flushed(tmp_path):
+    with open(tmp_path / "x", "wb") as file, flushing(file) as start_flush:
+        for _ in range(50):
+            file.write(b"x" * 10_000)
+            start_flush()
+    assert (tmp_path / "x").read_bytes() == b"x" * 500_000

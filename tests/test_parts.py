@@ -135,8 +135,12 @@ def test_a_live_run_keeps_its_parts_from_another(tokenizer, source):
     assert not (source.parent / "out.parts").exists()
 
 
+class Stopped(BaseException):
+    """As the signal handler of the pipeline raises."""
+
+
 def stop_at_line(number):
-    """Raise KeyboardInterrupt before the n-th line that parts.py or atomic.py runs."""
+    """Raise Stopped before the n-th line that parts.py or atomic.py runs."""
     lines = itertools.count(1)
 
     def trace(frame, event, _):
@@ -144,7 +148,7 @@ def stop_at_line(number):
             return None
         if event == "line" and next(lines) == number:
             sys.settrace(None)
-            raise KeyboardInterrupt
+            raise Stopped
         return trace
 
     sys.settrace(trace)
@@ -160,7 +164,7 @@ def test_a_stop_while_the_folder_is_made_leaves_no_file(tmp_path):
             with parts_folder(tmp_path / "out.bin", "key"):
                 sys.settrace(before)
                 break
-        except KeyboardInterrupt:
+        except Stopped:
             assert not [path for path in tmp_path.rglob("*") if path.is_file()]
         finally:
             sys.settrace(before)

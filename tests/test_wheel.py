@@ -1,5 +1,6 @@
 """The wheel: what it holds, and what training code sees if only it is installed."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -79,6 +80,7 @@ class Installed(NamedTuple):
         return subprocess.run(
             [str(self.python), *arguments],
             cwd=cwd,
+            env={name: os.environ[name] for name in os.environ if name != "PYTHONPATH"},
             capture_output=True,
             text=True,
             check=False,

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -183,6 +184,30 @@ def copy_bytes(
         target.write(block)
         left -= len(block)
     return num_bytes - left
+
+
+@contextlib.contextmanager
+def flushing(file: IO[bytes]) -> Iterator[Callable[[], None]]:
+    """Flush a file to disk in a thread while it is written.
+
+    The flush before the file gets its name then has little left to do.
+
+    Yields:
+        A function that starts a flush, unless one is still running. It raises the
+        OSError of the one before.
+    """
+    flushes: list[Future[None]] = []
+
+    def start() -> None:
+        if flushes and flushes[-1].done():
+            flushes.pop().result()
+        if not flushes:
+            flushes.append(pool.submit(os.fsync, file.fileno()))
+
+    with ThreadPoolExecutor(1) as pool:
+        yield start
+        for flush in flushes:
+            flush.result()
 
 
 def atomic_link(source: Path, target: Path) -> bool:

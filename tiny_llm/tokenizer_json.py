@@ -163,7 +163,7 @@ def _to_value(merges: Sequence[Merge]) -> dict[str, Any]:
 
 
 def _to_chars(token_bytes: bytes) -> str:
-    return "".join(map(_CHAR_OF.__getitem__, token_bytes))
+    return token_bytes.decode("latin-1").translate(_CHAR_OF)
 
 
 def to_token_bytes(chars: str) -> bytes:

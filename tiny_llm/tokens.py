@@ -11,14 +11,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tiny_llm.atomic import atomic_write, copy_bytes, explain_full_disk, held_lock
+from tiny_llm.atomic import (
+    atomic_write,
+    copy_bytes,
+    explain_full_disk,
+    flushing,
+    held_lock,
+)
 from tiny_llm.errors import ConfigError, InputError, IntegrityError
 from tiny_llm.manifest import (
     DTYPES,
@@ -70,12 +76,13 @@ class TokenWriter:
         self,
         file: IO[bytes],
         index: IO[bytes],
+        start_flush: Callable[[], None],
         *,
         vocab_size: int,
         separator_id: int,
         tokenizer_sha256: str,
     ) -> None:
-        self._file, self._index = file, index
+        self._file, self._index, self._start_flush = file, index, start_flush
         self._dtype = dtype_for(vocab_size)
         self._vocab_size = vocab_size
         self._separator_id = separator_id
@@ -118,6 +125,7 @@ class TokenWriter:
                 f"{source.name} holds fewer than {num_tokens:,} ids; encode again"
             )
         self._add(num_tokens, sha256, ends)
+        self._start_flush()
 
     def _add(self, num_tokens: int, sha256: str, ends: npt.NDArray[Any]) -> None:
         if len(ends):  # A document starts where the one before it ends.
@@ -195,6 +203,7 @@ def write_tokens(
         writer = TokenWriter(
             file,
             index,
+            stack.enter_context(flushing(file)),
             vocab_size=vocab_size,
             separator_id=separator_id,
             tokenizer_sha256=tokenizer_sha256,
