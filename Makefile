@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help repro compare train verify test check check-rest format lint types \
-	lock-check corpus-check picture-check cluster-check readers-check bench \
+	sweep lock-check corpus-check picture-check cluster-check readers-check bench \
 	picture report-picture plots-page lock clean
 
 help:  ## List the targets
@@ -19,6 +19,17 @@ compare: .venv/repro.done  ## Compare vocab sizes: workspace, HEAD and its exper
 
 train: repro  ## Train a small GPT on the tokens, or resume training
 	python examples/train.py $(if $(wildcard build/train/checkpoint.pt),--resume)
+
+# docs/experiments.md explains it. A size that has been tried is not trained again.
+VOCAB_SIZES = 512 1024 2048 4096
+SOURCE = ../../data
+JOBS = 2
+sweep: .venv/test.done  ## Rank vocab sizes by bits per byte, in half an hour or more
+	cd examples/sweep && for size in $(VOCAB_SIZES); do \
+		dvc exp remove --quiet vocab-$$size 2> /dev/null; \
+		dvc exp run --quiet --queue --name vocab-$$size \
+			-S bpe.vocab_size=$$size -S 'fetch.source=$(SOURCE)' || exit; \
+	done && dvc exp run --run-all --jobs $(JOBS) && python plot.py
 
 verify: .venv/repro.done  ## Check every byte of the token files against their manifests
 	tiny-llm verify
