@@ -5,9 +5,12 @@ tests/check_readers.py has mlcroissant validate them.
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,10 +19,12 @@ from tiny_llm.card import write_cards
 from tiny_llm.errors import ConfigError, InputError, IntegrityError
 from tiny_llm.tokens import read_manifest
 
+SHM = Path("/dev/shm")
 
-def test_cards_describe_the_files_in_build(clone):
+
+def test_cards_describe_the_files_of_the_dataset(clone):
     croissant, card = write_cards(clone.path, {"license": "MIT", "creator": "Ann"})
-    assert croissant == clone.path / "build" / "croissant.json"
+    assert croissant == clone.path / "build" / "dataset" / "croissant.json"
     values = json.loads(croissant.read_bytes())
     assert values["license"] == "MIT"
     assert values["creator"]["name"] == "Ann"
@@ -48,6 +53,53 @@ def test_cards_describe_the_files_in_build(clone):
         "bpe.sample_mb",
         "bpe.vocab_size",
     }
+
+
+def test_the_dataset_holds_what_the_card_lists_and_no_text_of_the_corpus(clone):
+    croissant, _ = write_cards(clone.path)
+    folder = clone.path / "build" / "dataset"
+    files = {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    }
+    listed = json.loads(croissant.read_bytes())["distribution"]
+    assert files == {
+        "README.md",
+        "croissant.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        *(
+            f"tokens/{split}.{kind}"
+            for split in ("train", "valid")
+            for kind in ("bin", "json", "documents")
+        ),
+    }
+    assert {file["contentUrl"] for file in listed} == files - {
+        "README.md",
+        "croissant.json",
+    }
+    assert (folder / "tokens/train.bin").samefile(clone.path / "build/tokens/train.bin")
+
+
+@pytest.mark.skipif(not SHM.is_dir(), reason="needs another filesystem")
+def test_a_dataset_on_another_filesystem_is_a_copy(clone):
+    if os.stat(SHM).st_dev == os.stat(clone.path).st_dev:
+        pytest.skip("needs another filesystem")
+    with tempfile.TemporaryDirectory(dir=SHM) as folder:
+        (clone.path / "build" / "dataset").symlink_to(folder)
+        write_cards(clone.path)
+        for name in ("tokens/train.bin", "tokenizer.json"):
+            copy = Path(folder) / name
+            assert copy.read_bytes() == (clone.path / "build" / name).read_bytes()
+            assert not copy.is_symlink()
+
+
+@pytest.mark.parametrize("folder", ["/home/ann/private", "../../ann/private"])
+def test_the_card_hides_the_folders_of_a_source_outside_the_checkout(clone, folder):
+    lock = clone.path / "dvc.lock"
+    lock.write_text(lock.read_text().replace("source: data", f"source: {folder}/a.txt"))
+    _, card = write_cards(clone.path)
+    assert "| `fetch.source` | `a.txt` |" in card.read_text()
+    assert "private" not in card.read_text()
 
 
 def test_the_front_matter_is_yaml_and_the_example_runs(clone):

@@ -1,8 +1,9 @@
 """Cards: describe the pipeline's tokens so that they can be published.
 
-build/croissant.json is Croissant 1.0 JSON-LD, which dataset search engines and loaders
-read; build/README.md is a dataset card as Hugging Face shows it. Both come from the
-manifests and from dvc.lock, and list only what is in build/: upload that folder.
+build/dataset is a folder to upload: the tokens and their tokenizer, croissant.json
+(Croissant 1.0 JSON-LD, which dataset search engines and loaders read) and README.md (a
+dataset card as Hugging Face shows it). The rest of build/ holds plain text of the
+corpus, so it stays out.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tiny_llm import __version__
-from tiny_llm.atomic import atomic_write, write_json
+from tiny_llm.atomic import atomic_link, atomic_write, write_json
 from tiny_llm.errors import ConfigError, InputError, IntegrityError
 from tiny_llm.layout import SPLITS, TOKENIZER_PATH, TOKENS_DIR
 from tiny_llm.manifest import (
@@ -39,6 +41,7 @@ PROPERTIES = (
     "citeAs",
 )
 _BUILD_DIR = TOKENIZER_PATH.parent
+DATASET_DIR = _BUILD_DIR / "dataset"
 _LOCK_PATH = Path("dvc.lock")
 # Of params.yaml; other sections do not change the tokens.
 _SECTIONS = ("fetch", "bpe")
@@ -80,7 +83,7 @@ _FIELDS = {
 
 
 class _File(NamedTuple):
-    path: Path
+    path: Path  # In build/, and in build/dataset.
     num_bytes: int
     sha256: str
 
@@ -94,7 +97,9 @@ class _Facts(NamedTuple):
 def write_cards(
     root: str | os.PathLike[str] = ".", properties: Mapping[str, str] | None = None
 ) -> list[Path]:
-    """Write build/croissant.json and build/README.md; return their paths.
+    """Fill build/dataset; return the paths of its croissant.json and README.md.
+
+    Token files and tokenizer are hard links, or copies where there are none.
 
     Args:
         root: The root of a checkout after `dvc repro`.
@@ -115,12 +120,13 @@ def write_cards(
     facts = _read_facts(Path(root))
     given.setdefault("name", "tiny_llm-tokens")
     given.setdefault("description", _describe(facts))
-    targets = [
-        Path(root) / _BUILD_DIR / name for name in ("croissant.json", "README.md")
-    ]
+    folder = Path(root) / DATASET_DIR
+    for file in facts.files:
+        _link(Path(root) / _BUILD_DIR / file.path, folder / file.path)
+    targets = [folder / name for name in ("croissant.json", "README.md")]
     write_json(targets[0], _croissant(facts, given))
-    with atomic_write(targets[1]) as file:
-        file.write(_markdown(facts, given).encode())
+    with atomic_write(targets[1]) as card:
+        card.write(_markdown(facts, given).encode())
     return targets
 
 
@@ -171,8 +177,11 @@ def _flatten(params: dict[str, Any]) -> dict[str, Any]:
     for name, value in params.items():
         section = value if isinstance(value, dict) else {"": value}
         for key, item in section.items():
-            is_path = isinstance(item, str) and os.path.isabs(item)
-            flat[f"{name}.{key}".rstrip(".")] = Path(item).name if is_path else item
+            if isinstance(item, str) and (
+                os.path.isabs(item) or ".." in Path(item).parts
+            ):
+                item = Path(item).name
+            flat[f"{name}.{key}".rstrip(".")] = item
     return flat
 
 
@@ -195,6 +204,12 @@ def _digest(root: Path, path: Path, md5: object) -> _File:
     return _File(path.relative_to(_BUILD_DIR), num_bytes, hashes[0].hexdigest())
 
 
+def _link(source: Path, target: Path) -> None:
+    if not atomic_link(source.resolve(), target):
+        with open(source, "rb") as whole, atomic_write(target) as copy:
+            shutil.copyfileobj(whole, copy)
+
+
 def _describe(facts: _Facts) -> str:
     train, valid = (facts.manifests[split] for split in SPLITS)
     return (
@@ -206,7 +221,7 @@ def _describe(facts: _Facts) -> str:
 
 
 def _croissant(facts: _Facts, properties: Mapping[str, str]) -> dict[str, Any]:
-    """Return the JSON-LD; paths are relative to build/."""
+    """Return the JSON-LD; paths are relative to build/dataset."""
     stated: dict[str, Any] = {
         name: properties[name] for name in PROPERTIES if name in properties
     }

@@ -214,11 +214,11 @@ def export(file: str, to: str, out: Path | None) -> Result:
 
 
 def card(set: list[str] | None) -> Result:  # noqa: A002 - named as the option
-    """Describe the dataset in build/, so that it can be published.
+    """Describe the tokens and put them into a folder, so that they can be published.
 
-    Writes build/croissant.json (Croissant JSON-LD) and build/README.md, from the
-    manifests and dvc.lock. NAME is name, description, license, url, creator,
-    datePublished, version or citeAs.
+    Fills build/dataset, a folder to upload: the token files and their tokenizer,
+    croissant.json (Croissant JSON-LD) and README.md. NAME is name, description,
+    license, url, creator, datePublished, version or citeAs.
     """
     from tiny_llm.card import write_cards
 
