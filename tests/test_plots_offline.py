@@ -1,7 +1,5 @@
 """`dvc plots` without a network: real DVC, a real browser, and no connection."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.browser import open_offline
@@ -57,14 +55,15 @@ def test_the_page_in_git_is_what_the_tool_writes():
     assert (ROOT / PAGE).read_bytes() == page(), "run `make plots-page`"
 
 
-def test_a_clone_has_the_page_that_its_config_names(fresh_clone):
-    config = (fresh_clone.path / ".dvc" / "config").read_text()
+@pytest.mark.parametrize("folder", [".dvc", "examples/sweep/.dvc"])
+def test_a_clone_has_the_page_that_its_config_names(fresh_clone, folder):
+    config = (fresh_clone.path / folder / "config").read_text()
     [name] = [
         line.split("=")[1].strip()
         for line in config.splitlines()
         if "html_template" in line
     ]
-    assert Path(".dvc", name) == PAGE
+    assert (ROOT / folder / name).resolve() == ROOT / PAGE
     assert fresh_clone.git("ls-files", str(PAGE)).strip() == str(PAGE)
 
 

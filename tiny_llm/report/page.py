@@ -98,9 +98,9 @@ def _tiles(run: Run) -> str:
     noun = "document" if metrics["leaked_documents"] == 1 else "documents"
     tiles.append(
         _tile(
-            '<span class="key valid">Leaked into valid</span>',
+            '<span class="key valid">Leaked</span>',
             format_percent(metrics["leaked_share"]),
-            f"{metrics['leaked_documents']:,} whole {noun}",
+            f"{metrics['leaked_documents']:,} {noun}",
         )
     )
     return f'<div class="tiles">{"".join(tiles)}</div>'

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tiny_llm.report.scale import format_percent
 from tiny_llm.tokenizer_json import FIRST_MERGE_ID, Merge
 from tiny_llm.tokens import Manifest
 
@@ -108,8 +109,8 @@ def find_warnings(run: Run) -> list[str]:
     share = run.leakage["metrics"]["leaked_share"]
     if share > 0.001:
         found.append(
-            f"{_percent(share)} of valid's tokens are in text that train also has: the "
-            "loss on valid will look better than it is."
+            f"{format_percent(share)} of valid's tokens are in text that train also "
+            "has: the loss on valid will look better than it is."
         )
     for name, split in run.splits.items():
         if num_invalid := split.metrics["num_invalid_bytes"]:
@@ -136,8 +137,8 @@ def find_warnings(run: Run) -> list[str]:
     unused = 1 - float(train.is_used[FIRST_MERGE_ID:].mean() if run.merges else 1)
     if unused > 0.25:
         found.append(
-            f"{_percent(unused)} of the merges never occur in train: their embeddings "
-            "will not be trained."
+            f"{format_percent(unused)} of the merges never occur in train: their "
+            "embeddings will not be trained."
         )
     ratio = valid.bytes_per_token / train.bytes_per_token
     if not 0.95 < ratio < 1.05:
@@ -146,7 +147,3 @@ def find_warnings(run: Run) -> list[str]:
             f"{train.bytes_per_token:.2f}: the splits hold different text."
         )
     return found
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g}%"

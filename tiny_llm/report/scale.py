@@ -119,12 +119,10 @@ def format_short(value: float) -> str:
 def format_percent(share: float) -> str:
     """Return a share as a percentage; no share above 0 becomes 0.
 
-    >>> [format_percent(share) for share in (0, 0.000012, 0.1234, 0.9999, 1)]
-    ['0%', '0.0012%', '12.3%', '99.99%', '100%']
+    >>> [format_percent(share) for share in (0, 0.000012, 0.0167, 0.1234, 0.9999, 1)]
+    ['0%', '0.0012%', '1.67%', '12.3%', '99.99%', '100%']
     """
     percent = 100 * share
     if 99.9 < percent < 100:
         return f"{min(percent, 99.99):.2f}%"
-    if percent in (0, 100) or percent >= 0.1:
-        return f"{round(percent, 1 if percent >= 1 else 2):g}%"
-    return f"{format_number(percent)}%"
+    return f"{percent:.3g}%" if percent >= 0.1 else f"{format_number(percent)}%"

@@ -152,7 +152,7 @@ def vocabulary_section(run: Run) -> str:
         ),
         (
             "Rarest tokens",
-            f"With their counts in train. At most 10: {num_rare:,} tokens.",
+            f"With their counts in train, where {num_rare:,} occur at most 10 times.",
             [(painter.chip(i), f"{int(counts[i]):,}\u00d7") for i in used],
         ),
         (
