@@ -25,7 +25,7 @@ def leakage_section(run: Run) -> str:
     rows = [
         ("tokens of valid that leaked", format_percent(metrics["leaked_share"])),
         (
-            f"tokens of valid in windows of {found['window']:,} ids that train has, too",
+            f"tokens of valid in shared windows of {found['window']:,} ids",
             format_percent(metrics["overlap_share"]),
         ),
         ("longest shared run", f"{metrics['longest_run']:,} tokens"),
