@@ -20,6 +20,7 @@ from typing import Any
 
 from tiny_llm.atomic import atomic_write, write_json
 from tiny_llm.errors import ConfigError
+from tiny_llm.exit_status import run
 from tiny_llm.layout import PARAMS_PATH, REPORTS_DIR, TOKENS_DIR
 from tiny_llm.tokens import read_manifest
 from tiny_llm.yaml_file import read_yaml
@@ -65,16 +66,13 @@ def read_curve(out: Path, score: dict[str, Any]) -> list[tuple[float, float]]:
         ]
 
 
-def main() -> None:
-    """Write metrics and plot data."""
+def summarize() -> str:
+    """Write metrics and plot data; return a line that says what they are."""
     seeds = read_yaml(PARAMS_PATH)["seeds"]
     outs = [Path("build/train") / str(seed) for seed in seeds]
     scores = [json.loads((out / "score.json").read_bytes()) for out in outs]
     values = [score["bits_per_byte"] for score in scores]
-    try:
-        mean, half = interval(values)
-    except ConfigError as error:
-        sys.exit(f"summarize.py: error: {error}")
+    mean, half = interval(values)
     first = scores[0]
     write_json(
         REPORTS_DIR / "bits_per_byte.json",
@@ -102,8 +100,8 @@ def main() -> None:
         writer.writerow((f"{points[0][0]:.6f}", f"{mean_here:.4f}"))
     with atomic_write(REPORTS_DIR / "bits_per_byte.csv") as file:
         file.write(text.getvalue().encode())
-    print(f"{mean:.4f} ± {half:.4f} bits per byte, {len(seeds)} seeds")
+    return f"{mean:.4f} ± {half:.4f} bits per byte, {len(seeds)} seeds"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("summarize.py", summarize, print))

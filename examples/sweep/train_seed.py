@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch import nn
 from examples.train import Config, train
 from tiny_llm.atomic import write_json
 from tiny_llm.errors import ConfigError, InputError, IntegrityError
+from tiny_llm.exit_status import run
 from tiny_llm.layout import PARAMS_PATH, TOKENIZER_PATH, TOKENS_DIR
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import check_tokenizer, open_tokens, read_manifest
@@ -158,8 +160,8 @@ def plan(section: dict[str, Any], seed: int, vocab_size: int) -> Config:
     return Config(**sizes, seed=seed, num_steps=num_steps, checkpoint_every=every)
 
 
-def run(seed: int) -> None:
-    """Train and score."""
+def train_and_score(seed: int) -> str:
+    """Write the files of one seed; return a line that says how good its model is."""
     # Sums depend on the number of threads; queued experiments use the other cores.
     torch.set_num_threads(1)
     tokenizer = BPETokenizer.load(TOKENIZER_PATH)
@@ -180,20 +182,16 @@ def run(seed: int) -> None:
         "tflop": round(flops * config.num_steps / 1e12, 6),
     }
     write_json(out / "score.json", score)
-    print(f"seed {seed}: {score['bits_per_byte']:.4f} bits per byte on valid")
+    return f"seed {seed}: {score['bits_per_byte']:.4f} bits per byte on valid"
 
 
-def main() -> None:
+def main() -> int:
     """Read the command line; a fault that the user can fix ends in one line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("seed", type=int)
     seed = parser.parse_args().seed
-    try:
-        run(seed)
-    except (ValueError, OSError) as error:
-        status = getattr(error, "exit_status", 5 if isinstance(error, OSError) else 2)
-        parser.exit(status, f"{parser.prog}: error: {error}\n")
+    return run(parser.prog, lambda: train_and_score(seed), print)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
