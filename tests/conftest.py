@@ -1,6 +1,7 @@
 """Shared by several tests: a tiny corpus, and a fresh clone of this repository."""
 
 import contextlib
+import gzip
 import http.server
 import os
 import shutil
@@ -15,8 +16,14 @@ import pytest
 
 from tiny_llm.tokens import write_tokens
 
+try:
+    from compression import zstd
+except ImportError:
+    from backports import zstd
+
 ROOT = Path(__file__).resolve().parents[1]
 SEP = b"<|endoftext|>"
+COMPRESS = {".gz": gzip.compress, ".zst": zstd.compress}
 
 STORIES = [
     "Once there was a little cat. The cat sat on the mat.",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SEP, needs_proc
+from tests.conftest import COMPRESS, ROOT, SEP, needs_proc
 from tiny_llm.errors import ConfigError, InputError
 from tiny_llm.source_files import find_files, open_file
 from tiny_llm.sources import Reading
@@ -183,8 +183,8 @@ def test_a_folder_called_train_txt_is_refused(source, out):
 def test_a_bad_file_among_thousands_is_named(source, out):
     for number in range(2000):
         (source / f"{number:04}.txt").write_text(f"Story {number}.")
-    (source / "1234.txt").write_bytes(gzip.compress(b"Story" * 9)[:-5])
-    refuse(InputError, source, out, "1234.txt is damaged or incomplete")
+    (source / "1234.txt.gz").write_bytes(gzip.compress(b"Story" * 9)[:-5])
+    refuse(InputError, source, out, "1234.txt.gz is damaged or incomplete")
 
 
 def test_a_file_that_cannot_be_read_is_named():
@@ -212,6 +212,24 @@ def test_a_file_that_cannot_be_read_is_named():
     finally:
         path.unlink()
         folder.rmdir()
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
+def test_a_compressed_file_that_is_called_something_else_is_refused(
+    source, out, kind, ending
+):
+    data = COMPRESS[ending](b"Once upon a time." + SEP)
+    (source / "valid.txt").write_bytes(b"x" + SEP)
+    other = ".zst" if ending == ".gz" else ".gz"
+    for name in ("train", "train.txt", "train.jsonl", f"train{ending}.txt", "train.xz"):
+        (source / name).write_bytes(data)
+        refuse(InputError, source, out, f"{name} is a {kind} file, .* in {ending}, or")
+        (source / name).unlink()
+    (source / f"train.txt{other}").write_bytes(data)
+    refuse(InputError, source, out, f"train.txt{other} is a {kind} file, but")
+    (source / f"train.txt{other}").rename(source / f"train.txt{ending}")
+    write(source, out)
+    assert texts(out)[0] == b"Once upon a time." + SEP
 
 
 @needs_proc

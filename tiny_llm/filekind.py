@@ -1,7 +1,7 @@
 """Files that are not plain text, recognized by their first bytes.
 
 They would encode without an error, into a useless token file. Names are not trusted:
-a gzip file may be called stories.txt.
+a gzip file may be called stories.txt, and is then refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ HEAD_BYTES = 4096
 GZIP = "a gzip file"
 ZSTD = "a zstd file"
 PARQUET = "a Parquet file"
+
+# A compressed file is decompressed only if its name ends in the right one of these.
+COMPRESSED_ENDINGS = {".gz": GZIP, ".gzip": GZIP, ".zst": ZSTD, ".zstd": ZSTD}
 
 # With fewer bytes, UTF-16 cannot be told from text with a stray NUL.
 _MIN_WIDE_BYTES = 8

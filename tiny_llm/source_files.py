@@ -1,7 +1,8 @@
 """Source files: the files that a source consists of, and their decompressed bytes.
 
 A source is one file, or a folder that is searched recursively. The order of files is
-that of their relative paths, on any filesystem.
+that of their relative paths, on any filesystem. gzip and zstd files are decompressed if
+their names say so, and refused otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_llm.errors import ConfigError, InputError
-from tiny_llm.filekind import GZIP, HEAD_BYTES, ZSTD, find_kind
+from tiny_llm.filekind import COMPRESSED_ENDINGS, GZIP, HEAD_BYTES, ZSTD, find_kind
 from tiny_llm.layout import SPLITS
 
 BLOCK_BYTES = 1 << 20
@@ -214,12 +215,14 @@ def open_file(
     """Open a file for reading; a gzip or zstd file is decompressed.
 
     Args:
-        path: A regular file, whatever its name.
+        path: A regular file. One with the name of a compressed file may be plain, since
+            browsers and servers decompress files without renaming them.
         on_progress: Called with the number of bytes read from the disk since the
             last call.
 
     Raises:
-        InputError: The file is missing. While it is read: it is damaged, or becomes
+        InputError: The file is missing, or is a gzip or zstd file whose name does not
+            end as in `COMPRESSED_ENDINGS`. While it is read: it is damaged, or becomes
             more than 100 times larger.
         ConfigError: A package that decompresses it is not installed.
     """
@@ -230,11 +233,22 @@ def open_file(
     with io.BufferedReader(raw, BLOCK_BYTES) as file:
         kind = find_kind(file.peek(HEAD_BYTES))
         if kind in (GZIP, ZSTD):
+            _check_name(path, kind)
             decompressed = _Decompressed(path, kind, file, raw)
             with io.BufferedReader(decompressed, BLOCK_BYTES) as reader:
                 yield reader
         else:
             yield file
+
+
+def _check_name(path: Path, kind: str) -> None:
+    """Refuse a compressed file that is called something else."""
+    if COMPRESSED_ENDINGS.get(path.suffix.lower()) != kind:
+        endings = [end for end in COMPRESSED_ENDINGS if COMPRESSED_ENDINGS[end] == kind]
+        raise InputError(
+            f"{path} is {kind}, but its name does not say so; give it a name (or URL) "
+            f"that ends in {endings[0]}, or decompress it"
+        )
 
 
 class _CountingFile(io.FileIO):
