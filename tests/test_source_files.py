@@ -11,43 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import COMPRESS, ROOT, SEP, needs_proc
+from tests.conftest import (
+    COMPRESS,
+    ROOT,
+    SEP,
+    needs_proc,
+    refuse,
+    stories,
+    texts,
+    write,
+)
 from tiny_llm.errors import ConfigError, InputError
 from tiny_llm.source_files import find_files, open_file
 from tiny_llm.sources import Reading
 from tiny_llm.splitting import write_corpus
-
-
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-def stories(count):
-    return [f"Story {n}.\nIt ends.\n".encode() for n in range(count)]
-
-
-def write(source, out, *patterns, **options):
-    return write_corpus(find_files(source, patterns), out, Reading(**options))
-
-
-def texts(out) -> list[bytes]:
-    return [(out / f"{split}.txt").read_bytes() for split in ("train", "valid")]
-
-
-def refuse(error, source, out, match, *patterns, **options):
-    """Refuse a source in one line, and leave nothing behind."""
-    with pytest.raises(error, match=match) as caught:
-        write(source, out, *patterns, **options)
-    assert "\n" not in str(caught.value)
-    assert not out.exists() or list(out.iterdir()) == []
 
 
 def test_files_are_in_the_order_of_their_paths(source):

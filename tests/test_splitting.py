@@ -11,27 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tests.conftest import PRINT_PEAK_KIB, ROOT, SEP, needs_proc
+from tests.conftest import (
+    PRINT_PEAK_KIB,
+    ROOT,
+    SEP,
+    needs_proc,
+    refuse,
+    stories,
+    texts,
+    write,
+)
 from tiny_llm.errors import InputError
-from tiny_llm.source_files import SourceFiles, find_files
+from tiny_llm.source_files import SourceFiles
 from tiny_llm.sources import Reading
 from tiny_llm.splitting import write_corpus
-
-
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-def stories(count):
-    return [f"Story {n}.\nIt ends.\n".encode() for n in range(count)]
 
 
 def write_json_lines(path, documents):
@@ -39,24 +32,8 @@ def write_json_lines(path, documents):
     path.write_text("\n".join(lines))
 
 
-def write(source, out, *patterns, **options):
-    return write_corpus(find_files(source, patterns), out, Reading(**options))
-
-
-def texts(out) -> list[bytes]:
-    return [(out / f"{split}.txt").read_bytes() for split in ("train", "valid")]
-
-
 def documents(out) -> list[set[bytes]]:
     return [set(text.split(SEP)[:-1]) for text in texts(out)]
-
-
-def refuse(error, source, out, match, *patterns, **options):
-    """Refuse a source in one line, and leave nothing behind."""
-    with pytest.raises(error, match=match) as caught:
-        write(source, out, *patterns, **options)
-    assert "\n" not in str(caught.value)
-    assert not out.exists() or list(out.iterdir()) == []
 
 
 def test_a_text_with_separators_is_copied_as_it_is(source, out):
