@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,21 @@ def test_a_change_just_after_another_one_is_noticed(source, out):
         path.write_bytes(b"story %d." % attempt + SEP)
         with pytest.raises(InputError, match=r"train.txt changed while it was read"):
             files.check_unchanged()
+
+
+def test_a_change_while_files_are_found_is_noticed(source, monkeypatch):
+    path = source / "train.txt"
+    path.write_bytes(b"Story 1." + SEP)
+    sleep = time.sleep
+
+    def sleep_and_overwrite(seconds):
+        sleep(seconds)
+        overwrite(path)
+
+    monkeypatch.setattr(time, "sleep", sleep_and_overwrite)
+    files = find_files(source)
+    with pytest.raises(InputError, match=r"train.txt changed while it was read"):
+        files.check_unchanged()
 
 
 def test_a_source_that_is_being_written_is_refused_or_read_whole(source, out):

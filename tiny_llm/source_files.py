@@ -93,8 +93,9 @@ def find_files(source: Path, patterns: Sequence[str] = ()) -> SourceFiles:
     signatures = _list_files(source, patterns)
     newest = max((max(sizes[-2:]) for sizes in signatures.values()), default=0)
     if 0 <= time.time_ns() - newest < _TICK_NS:
+        # Any later change gets a later time. What changes during this tick is read
+        # whole, or noticed by its size.
         time.sleep(_TICK_NS / 1e9)
-        signatures = _list_files(source, patterns)
     if not signatures and patterns:
         raise ConfigError(f"files is {list(patterns)}, but nothing in {source} matches")
     splits = {
