@@ -91,9 +91,11 @@ def test_rows_of_parquet_are_documents_byte_for_byte(parquet, kind):
     assert read(parquet) == BYTES
 
 
-def test_parquet_is_recognized_without_its_ending(tmp_path):
-    write_parquet(tmp_path / "train.txt", text=["a", "b"])
-    assert read(tmp_path / "train.txt") == [b"a", b"b"]
+@pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train"])
+def test_parquet_that_is_called_something_else_is_refused(tmp_path, name):
+    write_parquet(tmp_path / name, text=["a", "b"])
+    with pytest.raises(InputError, match=rf"{name} is a Parquet file.*ends in .parque"):
+        read(tmp_path / name)
 
 
 def test_a_null_is_an_empty_document(jsonl, parquet):

@@ -201,7 +201,7 @@ def test_a_compressed_file_that_is_called_something_else_is_refused(
     other = ".zst" if ending == ".gz" else ".gz"
     for name in ("train", "train.txt", "train.jsonl", f"train{ending}.txt", "train.xz"):
         (source / name).write_bytes(data)
-        refuse(InputError, source, out, f"{name} is a {kind} file, .* in {ending}, or")
+        refuse(InputError, source, out, f"{name} is a {kind} file, .* in {ending}")
         (source / name).unlink()
     (source / f"train.txt{other}").write_bytes(data)
     refuse(InputError, source, out, f"train.txt{other} is a {kind} file, but")

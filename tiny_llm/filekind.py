@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from tiny_llm.errors import InputError
 
@@ -20,6 +21,7 @@ PARQUET = "a Parquet file"
 
 # A compressed file is decompressed only if its name ends in the right one of these.
 COMPRESSED_ENDINGS = {".gz": GZIP, ".gzip": GZIP, ".zst": ZSTD, ".zstd": ZSTD}
+_ENDINGS = {**COMPRESSED_ENDINGS, ".parquet": PARQUET}
 
 # With fewer bytes, UTF-16 cannot be told from text with a stray NUL.
 _MIN_WIDE_BYTES = 8
@@ -73,6 +75,20 @@ def find_kind(head: bytes) -> str | None:
         if pattern.match(head):
             return kind
     return None
+
+
+def check_name(path: Path, kind: str) -> None:
+    """Check that the name of a gzip, zstd or Parquet file says what it is.
+
+    Raises:
+        InputError: It is called something else.
+    """
+    if _ENDINGS.get(path.suffix.lower()) != kind:
+        ending = next(end for end in _ENDINGS if _ENDINGS[end] == kind)
+        raise InputError(
+            f"{path} is {kind}, but its name does not say so; give it a name (or URL) "
+            f"that ends in {ending}"
+        )
 
 
 def check_is_text(path: str | os.PathLike[str], head: bytes) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_llm.errors import ConfigError, InputError
-from tiny_llm.filekind import COMPRESSED_ENDINGS, GZIP, HEAD_BYTES, ZSTD, find_kind
+from tiny_llm.filekind import GZIP, HEAD_BYTES, ZSTD, check_name, find_kind
 from tiny_llm.layout import SPLITS
 
 BLOCK_BYTES = 1 << 20
@@ -234,22 +234,12 @@ def open_file(
     with io.BufferedReader(raw, BLOCK_BYTES) as file:
         kind = find_kind(file.peek(HEAD_BYTES))
         if kind in (GZIP, ZSTD):
-            _check_name(path, kind)
+            check_name(path, kind)
             decompressed = _Decompressed(path, kind, file, raw)
             with io.BufferedReader(decompressed, BLOCK_BYTES) as reader:
                 yield reader
         else:
             yield file
-
-
-def _check_name(path: Path, kind: str) -> None:
-    """Refuse a compressed file that is called something else."""
-    if COMPRESSED_ENDINGS.get(path.suffix.lower()) != kind:
-        endings = [end for end in COMPRESSED_ENDINGS if COMPRESSED_ENDINGS[end] == kind]
-        raise InputError(
-            f"{path} is {kind}, but its name does not say so; give it a name (or URL) "
-            f"that ends in {endings[0]}, or decompress it"
-        )
 
 
 class _CountingFile(io.FileIO):

@@ -23,6 +23,7 @@ from tiny_llm.filekind import (
     HEAD_BYTES,
     PARQUET,
     check_is_text,
+    check_name,
     find_kind,
 )
 from tiny_llm.source_files import (
@@ -127,9 +128,13 @@ def read_documents(
 
 
 def find_shape(path: Path, file: io.BufferedReader[Any]) -> Shape:
-    """Tell the shape of an open file: Parquet by its content, others by name."""
-    if find_kind(file.peek(HEAD_BYTES)) == PARQUET:
-        return _SHAPES[".parquet"]
+    """Tell the shape of an open file by its name.
+
+    Raises:
+        InputError: It is a Parquet file with another name.
+    """
+    if find_kind(file.peek(HEAD_BYTES)) == PARQUET and file.seekable():
+        check_name(path, PARQUET)
     name = path.name.lower()
     for ending in COMPRESSED_ENDINGS:
         name = name.removesuffix(ending)
