@@ -1,6 +1,7 @@
-"""Shared by several tests: a tiny corpus, and a fresh clone of this repository."""
+"""Shared by several tests: tiny texts, a fresh clone of this repository, a server."""
 
 import contextlib
+import gzip
 import http.server
 import os
 import shutil
@@ -13,12 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.faulty_server import Fetch, serve
 from tiny_llm.encoding import encode_file
+from tiny_llm.source_files import find_files
+from tiny_llm.sources import Reading
+from tiny_llm.splitting import write_corpus
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import write_tokens
 
+try:
+    from compression import zstd
+except ImportError:
+    from backports import zstd
+
 ROOT = Path(__file__).resolve().parents[1]
 SEP = b"<|endoftext|>"
+COMPRESS = {".gz": gzip.compress, ".zst": zstd.compress}
 
 STORIES = [
     "Once there was a little cat. The cat sat on the mat.",
@@ -247,6 +258,56 @@ def run_up_to(workspace, name):
         done = workspace.stage(*stage.split())
         assert done.returncode == 0, done.stderr
     return done
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """An empty folder for source files."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """Where `write` puts train.txt and valid.txt."""
+    return tmp_path / "out"
+
+
+def stories(count) -> list[bytes]:
+    """Documents, all of them different."""
+    return [f"Story {n}.\nIt ends.\n".encode() for n in range(count)]
+
+
+def write(source, out, *patterns, **options):
+    """Write both splits from a source, as the stage fetch does."""
+    return write_corpus(find_files(source, patterns), out, Reading(**options))
+
+
+def texts(out) -> list[bytes]:
+    """What `write` wrote: train and valid."""
+    return [(out / f"{split}.txt").read_bytes() for split in ("train", "valid")]
+
+
+def refuse(error, source, out, match, *patterns, **options):
+    """Refuse a source in one line, and leave nothing behind."""
+    with pytest.raises(error, match=match) as caught:
+        write(source, out, *patterns, **options)
+    assert "\n" not in str(caught.value)
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+@pytest.fixture
+def server():
+    """An HTTP server on the loopback interface; see tests/faulty_server.py."""
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def fetch(server, tmp_path) -> Fetch:
+    """Downloads from `server`, to `tmp_path`."""
+    return Fetch(server, tmp_path)
 
 
 @contextlib.contextmanager

@@ -11,15 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tests.conftest import PRINT_PEAK_KIB, ROOT, SEP, needs_proc
+from tests.conftest import COMPRESS, PRINT_PEAK_KIB, ROOT, SEP, needs_proc
 from tiny_llm import sources
 from tiny_llm.errors import ConfigError, InputError, ResourceError
 from tiny_llm.sources import Reading, name_place, read_documents
-
-try:
-    from compression import zstd
-except ImportError:
-    from backports import zstd
 
 # Awkward, but text: line ends, a byte order mark, quotes, characters of every length.
 DOCUMENTS = [
@@ -34,7 +29,7 @@ JSON_LINES = b"".join(
     json.dumps({"n": 1, "text": document}, ensure_ascii=n % 2 == 0).encode() + b"\n"
     for n, document in enumerate(DOCUMENTS)
 )
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
+ANY = {"": bytes, **COMPRESS}
 
 
 def read(path, **options):
@@ -67,17 +62,17 @@ def write_parquet(path, **columns):
     pa.parquet.write_table(pa.table(columns), path)
 
 
-@pytest.mark.parametrize("ending", COMPRESS)
+@pytest.mark.parametrize("ending", ANY)
 def test_json_lines_are_documents_byte_for_byte(tmp_path, ending):
     path = tmp_path / f"stories.jsonl{ending}"
-    path.write_bytes(COMPRESS[ending](JSON_LINES))
+    path.write_bytes(ANY[ending](JSON_LINES))
     assert read(path) == BYTES
 
 
-@pytest.mark.parametrize("ending", COMPRESS)
+@pytest.mark.parametrize("ending", ANY)
 def test_a_text_is_cut_at_separators_byte_for_byte(tmp_path, ending):
     path = tmp_path / f"stories.txt{ending}"
-    path.write_bytes(COMPRESS[ending](SEP.join(BYTES)))
+    path.write_bytes(ANY[ending](SEP.join(BYTES)))
     assert read(path) == BYTES
 
 
@@ -96,9 +91,11 @@ def test_rows_of_parquet_are_documents_byte_for_byte(parquet, kind):
     assert read(parquet) == BYTES
 
 
-def test_parquet_is_recognized_without_its_ending(tmp_path):
-    write_parquet(tmp_path / "train.txt", text=["a", "b"])
-    assert read(tmp_path / "train.txt") == [b"a", b"b"]
+@pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train"])
+def test_parquet_that_is_called_something_else_is_refused(tmp_path, name):
+    write_parquet(tmp_path / name, text=["a", "b"])
+    with pytest.raises(InputError, match=rf"{name} is a Parquet file.*ends in .parque"):
+        read(tmp_path / name)
 
 
 def test_a_null_is_an_empty_document(jsonl, parquet):
@@ -128,13 +125,21 @@ def test_blank_lines_divide_a_text_when_asked(tmp_path):
     assert found == [(2, b"a\r\n b\r\n"), (15, b"c\rd\n"), (20, b"e")]
 
 
-@pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_every_member_of_a_compressed_file_is_read(jsonl, ending):
-    """Also in a file whose name does not say that it is compressed."""
-    jsonl.write_bytes(
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_every_member_of_a_compressed_file_is_read(tmp_path, ending):
+    path = tmp_path / f"stories.jsonl{ending}"
+    path.write_bytes(
         COMPRESS[ending](b'{"text": "a"}\n{"te') + COMPRESS[ending](b'xt": "b"}\n')
     )
-    assert read(jsonl) == [b"a", b"b"]
+    assert read(path) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("ending", [".GZ", ".gzip", ".ZST", ".zstd"])
+def test_each_ending_of_compressed_files_is_known(tmp_path, ending):
+    path = tmp_path / f"stories.JSONL{ending}"
+    compress = COMPRESS[".gz" if "g" in ending.lower() else ".zst"]
+    path.write_bytes(compress(JSON_LINES))
+    assert read(path) == BYTES
 
 
 def test_a_plain_file_with_the_name_of_a_compressed_one_is_read(tmp_path):
@@ -163,7 +168,7 @@ def test_progress_adds_up_to_the_size_of_the_file(tmp_path):
 # Bad input
 
 
-@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("ending", COMPRESS)
 def test_a_truncated_file_is_refused_wherever_it_is_cut(tmp_path, ending):
     whole = COMPRESS[ending](os.urandom(3000).hex().encode())
     path = tmp_path / f"stories.txt{ending}"
@@ -172,7 +177,7 @@ def test_a_truncated_file_is_refused_wherever_it_is_cut(tmp_path, ending):
         refuse(path, "damaged or incomplete after", "get it again")
 
 
-@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("ending", COMPRESS)
 def test_a_damaged_compressed_file_is_refused(tmp_path, ending):
     whole = bytearray(COMPRESS[ending](os.urandom(3000).hex().encode()))
     whole[len(whole) // 2] ^= 0xFF
@@ -183,9 +188,10 @@ def test_a_damaged_compressed_file_is_refused(tmp_path, ending):
     refuse(path, "damaged or incomplete", "get it again")
 
 
-def test_rubbish_after_a_gzip_member_is_refused(jsonl):
-    jsonl.write_bytes(gzip.compress(JSON_LINES) + b"rubbish")
-    refuse(jsonl, "damaged or incomplete")
+def test_rubbish_after_a_gzip_member_is_refused(tmp_path):
+    path = tmp_path / "stories.jsonl.gz"
+    path.write_bytes(gzip.compress(JSON_LINES) + b"rubbish")
+    refuse(path, "damaged or incomplete")
 
 
 @needs_proc
@@ -299,8 +305,9 @@ def test_a_damaged_parquet_file_is_refused(parquet):
 
 def test_compressed_parquet_is_refused(parquet):
     write_parquet(parquet, text=["a"])
-    parquet.write_bytes(gzip.compress(parquet.read_bytes()))
-    refuse(parquet, "is a compressed Parquet file; decompress it first")
+    path = parquet.with_name("stories.parquet.gz")
+    path.write_bytes(gzip.compress(parquet.read_bytes()))
+    refuse(path, "is a compressed Parquet file; decompress it first")
 
 
 def test_archives_are_refused(tmp_path):
@@ -341,7 +348,7 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
     jsonl.write_bytes(b"{}")
     write_parquet(parquet, text=["a"])
     zstd_path = jsonl.with_name("stories.txt.zst")
-    zstd_path.write_bytes(zstd.compress(b"a"))
+    zstd_path.write_bytes(COMPRESS[".zst"](b"a"))
     for name in ("orjson", "pyarrow", "backports", "compression"):
         monkeypatch.setitem(sys.modules, name, None)
     for path, package in (

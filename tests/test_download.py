@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.faulty_server import BODY, IMPATIENT, serve
+from tests.faulty_server import BODY, IMPATIENT
 from tiny_llm.download import download, is_cached, measure
 from tiny_llm.errors import DownloadError, InputError, ResourceError
 from tiny_llm.pins import Pin
@@ -21,12 +21,6 @@ FETCH = (
     "from tiny_llm.pins import Pin\n"
     "download(Pin(sys.argv[1], int(sys.argv[2]), sys.argv[3]), sys.argv[4])\n"
 )
-
-
-@pytest.fixture
-def server():
-    with serve() as server:
-        yield server
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from tests.faulty_server import (
     BODY,
     FAULTS,
     IMPATIENT,
-    Fetch,
     answer,
     drip_headers,
     raw,
@@ -28,17 +27,6 @@ from tiny_llm.pins import Pin
 
 HALF = len(BODY) // 2
 PAGE = b"\n<!DOCTYPE html><title>Sign in</title>"
-
-
-@pytest.fixture
-def server():
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def fetch(server, tmp_path):
-    return Fetch(server, tmp_path)
 
 
 @pytest.mark.parametrize("fault", ["short", "no length", "stall"])

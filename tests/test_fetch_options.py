@@ -57,6 +57,19 @@ def test_a_manifest_lists_several_files_of_any_shape_for_each_split(
     assert found["train"].split(SEP)[5:-1] == stories
 
 
+@pytest.mark.parametrize("name", ["stories", "stories.txt", "get?file=a.txt.gz"])
+def test_a_compressed_download_whose_url_does_not_say_so_is_refused(
+    workspace, text, name
+):
+    with serve(body=gzip.compress(text)) as server:
+        pin = as_entry(server.pin(f"{server.base}/{name}"))
+        (workspace.path / "pins.yaml").write_text(yaml.safe_dump({"train": pin}))
+        workspace.set_param("source", "pins.yaml")
+        done = workspace.stage("fetch")
+    expect(done, 3, "is a gzip file, but", "a name (or URL) that ends in .gz")
+    assert built(workspace) == []
+
+
 def test_a_manifest_without_valid_is_divided(workspace):
     documents = [b"Story %d." % number for number in range(100)]
     with serve(body=b"".join(document + SEP for document in documents)) as server:

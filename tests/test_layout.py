@@ -28,7 +28,7 @@ ARROWS = {
     "layout": {"errors"},
     "corpus": {"checks", "errors", "filekind"},
     "yaml_file": {"atomic", "errors"},
-    "pins": {"errors", "layout", "yaml_file"},
+    "pins": {"errors", "filekind", "layout", "yaml_file"},
     "transport": {"errors", "pins"},
     "part_file": {"atomic"},
     "download": {"atomic", "errors", "part_file", "pins", "transport"},

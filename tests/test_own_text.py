@@ -14,14 +14,9 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from tests.conftest import ROOT, SEP, built, expect, run_up_to, serve_folder
+from tests.conftest import COMPRESS, ROOT, SEP, built, expect, run_up_to, serve_folder
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import open_tokens
-
-try:
-    from compression import zstd
-except ImportError:
-    from backports import zstd
 
 STORIES = [f"Story {number}.\nIt ends here.\n" for number in range(100)]
 WITH_SEPARATOR = b"It says <|endoftext|> here.\n"
@@ -45,7 +40,7 @@ def texts(tmp_path):
         "poems.txt": "\n".join(STORIES).encode(),
         "stories.txt": b"".join(story.encode() + SEP for story in STORIES),
         "stories.jsonl": b"".join(lines),
-        "stories.jsonl.zst": zstd.compress(b"".join(lines)),
+        "stories.jsonl.zst": COMPRESS[".zst"](b"".join(lines)),
         "odd.jsonl": b"".join([*lines, odd]),
         "shards/a.jsonl.gz": gzip.compress(b"".join(lines[:50])),
         "shards/b.jsonl.gz": gzip.compress(b"".join(lines[50:])),

@@ -132,6 +132,13 @@ def test_the_ending_of_a_file_tells_its_shape():
     for url, ending in [
         ("http://a/stories.JSONL.gz", ".jsonl.gz"),
         ("http://a/x.txt.zst#top", ".txt.zst"),
+        ("http://a/x.jsonl.zstd", ".jsonl.zstd"),
+        ("file:///a/x.y.ndjson.GZip", ".ndjson.gzip"),
+        ("http://a/.jsonl.gz", ".jsonl.gz"),
+        ("http://a/x.gz", ".gz"),
+        ("hf://datasets/a/b@0123456/data/x%20y.jsonl.zst", ".jsonl.zst"),
+        ("http://a/get?file=x.txt.gz", ""),
+        ("http://a/x.txt.bz2", ".bz2"),
         ("s3://a/b.c/part-0.parquet?versionId=x.y", ".parquet"),
         ("http://a.b/", ""),
         ("http://a/.hidden", ""),

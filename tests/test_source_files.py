@@ -7,47 +7,25 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SEP, needs_proc
+from tests.conftest import (
+    COMPRESS,
+    ROOT,
+    SEP,
+    needs_proc,
+    refuse,
+    stories,
+    texts,
+    write,
+)
 from tiny_llm.errors import ConfigError, InputError
 from tiny_llm.source_files import find_files, open_file
 from tiny_llm.sources import Reading
 from tiny_llm.splitting import write_corpus
-
-
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-def stories(count):
-    return [f"Story {n}.\nIt ends.\n".encode() for n in range(count)]
-
-
-def write(source, out, *patterns, **options):
-    return write_corpus(find_files(source, patterns), out, Reading(**options))
-
-
-def texts(out) -> list[bytes]:
-    return [(out / f"{split}.txt").read_bytes() for split in ("train", "valid")]
-
-
-def refuse(error, source, out, match, *patterns, **options):
-    """Refuse a source in one line, and leave nothing behind."""
-    with pytest.raises(error, match=match) as caught:
-        write(source, out, *patterns, **options)
-    assert "\n" not in str(caught.value)
-    assert not out.exists() or list(out.iterdir()) == []
 
 
 def test_files_are_in_the_order_of_their_paths(source):
@@ -183,8 +161,8 @@ def test_a_folder_called_train_txt_is_refused(source, out):
 def test_a_bad_file_among_thousands_is_named(source, out):
     for number in range(2000):
         (source / f"{number:04}.txt").write_text(f"Story {number}.")
-    (source / "1234.txt").write_bytes(gzip.compress(b"Story" * 9)[:-5])
-    refuse(InputError, source, out, "1234.txt is damaged or incomplete")
+    (source / "1234.txt.gz").write_bytes(gzip.compress(b"Story" * 9)[:-5])
+    refuse(InputError, source, out, "1234.txt.gz is damaged or incomplete")
 
 
 def test_a_file_that_cannot_be_read_is_named():
@@ -212,6 +190,24 @@ def test_a_file_that_cannot_be_read_is_named():
     finally:
         path.unlink()
         folder.rmdir()
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
+def test_a_compressed_file_that_is_called_something_else_is_refused(
+    source, out, kind, ending
+):
+    data = COMPRESS[ending](b"Once upon a time." + SEP)
+    (source / "valid.txt").write_bytes(b"x" + SEP)
+    other = ".zst" if ending == ".gz" else ".gz"
+    for name in ("train", "train.txt", "train.jsonl", f"train{ending}.txt", "train.xz"):
+        (source / name).write_bytes(data)
+        refuse(InputError, source, out, f"{name} is a {kind} file, .* in {ending}")
+        (source / name).unlink()
+    (source / f"train.txt{other}").write_bytes(data)
+    refuse(InputError, source, out, f"train.txt{other} is a {kind} file, but")
+    (source / f"train.txt{other}").rename(source / f"train.txt{ending}")
+    write(source, out)
+    assert texts(out)[0] == b"Once upon a time." + SEP
 
 
 @needs_proc
@@ -285,6 +281,21 @@ def test_a_change_just_after_another_one_is_noticed(source, out):
         path.write_bytes(b"story %d." % attempt + SEP)
         with pytest.raises(InputError, match=r"train.txt changed while it was read"):
             files.check_unchanged()
+
+
+def test_a_change_while_files_are_found_is_noticed(source, monkeypatch):
+    path = source / "train.txt"
+    path.write_bytes(b"Story 1." + SEP)
+    sleep = time.sleep
+
+    def sleep_and_overwrite(seconds):
+        sleep(seconds)
+        overwrite(path)
+
+    monkeypatch.setattr(time, "sleep", sleep_and_overwrite)
+    files = find_files(source)
+    with pytest.raises(InputError, match=r"train.txt changed while it was read"):
+        files.check_unchanged()
 
 
 def test_a_source_that_is_being_written_is_refused_or_read_whole(source, out):

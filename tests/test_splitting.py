@@ -11,27 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tests.conftest import PRINT_PEAK_KIB, ROOT, SEP, needs_proc
+from tests.conftest import (
+    PRINT_PEAK_KIB,
+    ROOT,
+    SEP,
+    needs_proc,
+    refuse,
+    stories,
+    texts,
+    write,
+)
 from tiny_llm.errors import InputError
-from tiny_llm.source_files import SourceFiles, find_files
+from tiny_llm.source_files import SourceFiles
 from tiny_llm.sources import Reading
 from tiny_llm.splitting import write_corpus
-
-
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-def stories(count):
-    return [f"Story {n}.\nIt ends.\n".encode() for n in range(count)]
 
 
 def write_json_lines(path, documents):
@@ -39,24 +32,8 @@ def write_json_lines(path, documents):
     path.write_text("\n".join(lines))
 
 
-def write(source, out, *patterns, **options):
-    return write_corpus(find_files(source, patterns), out, Reading(**options))
-
-
-def texts(out) -> list[bytes]:
-    return [(out / f"{split}.txt").read_bytes() for split in ("train", "valid")]
-
-
 def documents(out) -> list[set[bytes]]:
     return [set(text.split(SEP)[:-1]) for text in texts(out)]
-
-
-def refuse(error, source, out, match, *patterns, **options):
-    """Refuse a source in one line, and leave nothing behind."""
-    with pytest.raises(error, match=match) as caught:
-        write(source, out, *patterns, **options)
-    assert "\n" not in str(caught.value)
-    assert not out.exists() or list(out.iterdir()) == []
 
 
 def test_a_text_with_separators_is_copied_as_it_is(source, out):
@@ -105,15 +82,16 @@ def test_the_end_of_an_undivided_text_is_valid_from_the_start_of_a_line(source, 
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
-@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize("name", ["book.txt", "book.txt.gz"])
 def test_both_parts_of_an_undivided_text_make_up_the_whole(
-    source, out, corpus_text, monkeypatch, compress, size
+    source, out, corpus_text, monkeypatch, name, size
 ):
     text = corpus_text[:9000].replace(SEP, b"").replace(b". ", b".\r\n")
     text = b"\xef\xbb\xbf" + text + b"\0\xff"
-    (source / "book.txt").write_bytes(compress(text))
+    with (gzip.open if name.endswith(".gz") else open)(source / name, "wb") as file:
+        file.write(text)
     monkeypatch.setattr("tiny_llm.splitting.BLOCK_BYTES", size)
-    write(source / "book.txt", out)
+    write(source / name, out)
     train, valid = texts(out)
     assert train.removesuffix(SEP) + valid.removesuffix(SEP) == text
     assert train.endswith(b"\n" + SEP)
@@ -276,11 +254,15 @@ def test_other_special_text_is_not_touched(source, out):
 def test_a_split_without_documents_is_refused(source, out):
     write_json_lines(source / "train.jsonl", stories(2))
     refuse(InputError, source, out, "valid would hold no document: give more documents")
+    write_json_lines(source / "train.jsonl", [*stories(2), b" "])
+    refuse(InputError, source, out, r"no document \(left out as empty: 1\): give more")
     write_json_lines(source / "train.jsonl", stories(1) * 5)
     refuse(InputError, source, out, "valid would hold no document: give more")
     refuse(InputError, source, out, "train would hold no", valid_fraction=0.999)
     write_json_lines(source / "valid.jsonl", [b"", b" "])
-    refuse(InputError, source, out, r"valid.jsonl holds no document \(2 empty ones\)")
+    refuse(InputError, source, out, r"valid.jsonl .* \(left out as empty: 2\); give")
+    (source / "valid.jsonl").write_text("\n")
+    refuse(InputError, source, out, "valid.jsonl holds no document; give some text")
     (source / "valid.jsonl").rename(source / "valid.txt")
     (source / "valid.txt").write_bytes((SEP + b"\n") * 200_000)
     refuse(InputError, source, out, "valid.txt holds no document, only 2,800,000 bytes")

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import SEP, built, expect, run_up_to, serve_folder
+from tests.conftest import COMPRESS, SEP, built, expect, run_up_to, serve_folder
 from tiny_llm.tokenize import BPETokenizer
 
 
@@ -348,6 +348,16 @@ def test_a_manifest_is_downloaded_once_and_verified(workspace, text):
 def test_a_source_that_is_not_plain_text_is_refused(workspace, text):
     (workspace.source / "valid.txt").write_bytes(lzma.compress(text))
     expect(workspace.stage("fetch"), 3, "valid.txt is an xz file; decompress it")
+    assert built(workspace) == []
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
+def test_a_compressed_source_that_is_called_txt_is_refused(
+    workspace, text, kind, ending
+):
+    (workspace.source / "train.txt").write_bytes(COMPRESS[ending](text))
+    done = workspace.stage("fetch")
+    expect(done, 3, f"train.txt is a {kind} file, but its name does not say so")
     assert built(workspace) == []
 
 

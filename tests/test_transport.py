@@ -9,7 +9,6 @@ from tests.faulty_server import (
     BODY,
     CERTIFICATE,
     IMPATIENT,
-    Fetch,
     answer,
     refused,
     serve,
@@ -22,17 +21,6 @@ from tiny_llm.transport import authorize_hf
 COMMIT = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
 TOKEN = "hf_secret"
 CALM = Patience(connect_s=5, read_s=0.5, stall_s=20, backoff_s=0.01)
-
-
-@pytest.fixture
-def server():
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def fetch(server, tmp_path):
-    return Fetch(server, tmp_path)
 
 
 def test_https_is_read_and_never_redirected_to_http(server, fetch, monkeypatch):

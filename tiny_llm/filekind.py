@@ -1,13 +1,14 @@
 """Files that are not plain text, recognized by their first bytes.
 
 They would encode without an error, into a useless token file. Names are not trusted:
-a gzip file may be called stories.txt.
+a gzip file may be called stories.txt, and is then refused.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from tiny_llm.errors import InputError
 
@@ -17,6 +18,10 @@ HEAD_BYTES = 4096
 GZIP = "a gzip file"
 ZSTD = "a zstd file"
 PARQUET = "a Parquet file"
+
+# A compressed file is decompressed only if its name ends in the right one of these.
+COMPRESSED_ENDINGS = {".gz": GZIP, ".gzip": GZIP, ".zst": ZSTD, ".zstd": ZSTD}
+_ENDINGS = {**COMPRESSED_ENDINGS, ".parquet": PARQUET}
 
 # With fewer bytes, UTF-16 cannot be told from text with a stray NUL.
 _MIN_WIDE_BYTES = 8
@@ -70,6 +75,20 @@ def find_kind(head: bytes) -> str | None:
         if pattern.match(head):
             return kind
     return None
+
+
+def check_name(path: Path, kind: str) -> None:
+    """Check that the name of a gzip, zstd or Parquet file says what it is.
+
+    Raises:
+        InputError: It is called something else.
+    """
+    if _ENDINGS.get(path.suffix.lower()) != kind:
+        ending = next(end for end in _ENDINGS if _ENDINGS[end] == kind)
+        raise InputError(
+            f"{path} is {kind}, but its name does not say so; give it a name (or URL) "
+            f"that ends in {ending}"
+        )
 
 
 def check_is_text(path: str | os.PathLike[str], head: bytes) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tiny_llm.errors import ConfigError
+from tiny_llm.filekind import COMPRESSED_ENDINGS
 from tiny_llm.layout import SPLITS
 from tiny_llm.yaml_file import read_yaml
 
@@ -27,7 +28,7 @@ _MANIFEST_OR_FOLDER = (
 )
 _KEYS = ("url", "size", "sha256")
 _HF_URL = re.compile(r"hf://datasets/(?:[\w.-]+/)?[\w.-]+@[0-9a-f]{40}/[^/].*")
-_ENDING = re.compile(r"((\.\w{1,16})?\.(gz|zst|bz2|xz)|\.\w{1,16})$", re.ASCII)
+_ENDING = re.compile(r"(\.\w{1,16})?(\.\w{1,16})$", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +184,10 @@ def file_ending(url: str) -> str:
     '.jsonl.gz'
     """
     name = unquote(urlsplit(url).path).rpartition("/")[2]
-    found = _ENDING.search(name)
-    return found[0].lower() if found and found.start() else ""
+    found = _ENDING.search(name.lower())
+    if not found or found.start(2) == 0:
+        return ""
+    return found[0] if found[2] in COMPRESSED_ENDINGS else found[2]
 
 
 def hide_password(text: str) -> str:

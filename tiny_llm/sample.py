@@ -39,8 +39,6 @@ class Sample:
         text: In memory, or the path of a file. Valid UTF-8 without giant pretokens.
         num_bytes: Number of bytes, with those that were left out.
         num_separators: Number of separators.
-        num_documents: Number of documents. A blank one counts, unless it is the last
-            and lacks its separator.
         num_giant_bytes: Number of bytes that were left out as giant pretokens.
     """
 
@@ -53,7 +51,8 @@ class Sample:
         self._rest_has_text = False
 
     @property
-    def num_documents(self) -> int:  # noqa: D102
+    def num_documents(self) -> int:
+        """Count documents, blank ones too, but not a blank rest at the end."""
         return self.num_separators + self._rest_has_text
 
     def explain_left_out(self) -> str:

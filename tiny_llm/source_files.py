@@ -1,7 +1,8 @@
 """Source files: the files that a source consists of, and their decompressed bytes.
 
 A source is one file, or a folder that is searched recursively. The order of files is
-that of their relative paths, on any filesystem.
+that of their relative paths, on any filesystem. gzip and zstd files are decompressed if
+their names say so, and refused otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_llm.errors import ConfigError, InputError
-from tiny_llm.filekind import GZIP, HEAD_BYTES, ZSTD, find_kind
+from tiny_llm.filekind import GZIP, HEAD_BYTES, ZSTD, check_name, find_kind
 from tiny_llm.layout import SPLITS
 
 BLOCK_BYTES = 1 << 20
@@ -92,8 +93,9 @@ def find_files(source: Path, patterns: Sequence[str] = ()) -> SourceFiles:
     signatures = _list_files(source, patterns)
     newest = max((max(sizes[-2:]) for sizes in signatures.values()), default=0)
     if 0 <= time.time_ns() - newest < _TICK_NS:
+        # Any later change gets a later time. What changes during this tick is read
+        # whole, or noticed by its size.
         time.sleep(_TICK_NS / 1e9)
-        signatures = _list_files(source, patterns)
     if not signatures and patterns:
         raise ConfigError(f"files is {list(patterns)}, but nothing in {source} matches")
     splits = {
@@ -214,12 +216,14 @@ def open_file(
     """Open a file for reading; a gzip or zstd file is decompressed.
 
     Args:
-        path: A regular file, whatever its name.
+        path: A regular file. One with the name of a compressed file may be plain, since
+            browsers and servers decompress files without renaming them.
         on_progress: Called with the number of bytes read from the disk since the
             last call.
 
     Raises:
-        InputError: The file is missing. While it is read: it is damaged, or becomes
+        InputError: The file is missing, or is a gzip or zstd file whose name does not
+            end as in `COMPRESSED_ENDINGS`. While it is read: it is damaged, or becomes
             more than 100 times larger.
         ConfigError: A package that decompresses it is not installed.
     """
@@ -230,6 +234,7 @@ def open_file(
     with io.BufferedReader(raw, BLOCK_BYTES) as file:
         kind = find_kind(file.peek(HEAD_BYTES))
         if kind in (GZIP, ZSTD):
+            check_name(path, kind)
             decompressed = _Decompressed(path, kind, file, raw)
             with io.BufferedReader(decompressed, BLOCK_BYTES) as reader:
                 yield reader

@@ -1,8 +1,8 @@
 """Sources: a file of any shape as a stream of documents.
 
 A shape is one function that turns an open file into (position, document) pairs, and
-one entry in `_SHAPES`. gzip and zstd files are recognized by their first bytes and
-decompressed on the way. Memory is bounded by the longest document.
+one entry in `_SHAPES`. Files called .gz or .zst are decompressed on the way. Memory is
+bounded by the longest document.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from typing import Any
 from tiny_llm.checks import check_int
 from tiny_llm.corpus import SEPARATOR
 from tiny_llm.errors import ConfigError, InputError, ResourceError
-from tiny_llm.filekind import HEAD_BYTES, PARQUET, check_is_text, find_kind
+from tiny_llm.filekind import (
+    COMPRESSED_ENDINGS,
+    HEAD_BYTES,
+    PARQUET,
+    check_is_text,
+    check_name,
+    find_kind,
+)
 from tiny_llm.source_files import (
     BLOCK_BYTES,
     OnProgress,
@@ -34,7 +41,6 @@ _PARQUET_BATCH_BYTES = 4 << 20
 _PARQUET_BATCH_ROWS = 1024
 _TEXT_TYPES = ("string", "large_string", "binary", "large_binary")
 _UTF8_BOM = b"\xef\xbb\xbf"
-_COMPRESSED_ENDINGS = (".gz", ".gzip", ".zst", ".zstd")
 
 Documents = Iterator[tuple[int, bytes]]
 
@@ -102,7 +108,8 @@ def read_documents(
     """Read the documents of a file, byte for byte.
 
     Args:
-        path: A text file, JSON Lines or Parquet; the first two may be compressed.
+        path: A text file, JSON Lines or Parquet; the first two may be compressed, if
+            the name says so.
         reading: How it becomes documents.
         on_progress: Called with the number of bytes read from the disk since the
             last call.
@@ -121,11 +128,15 @@ def read_documents(
 
 
 def find_shape(path: Path, file: io.BufferedReader[Any]) -> Shape:
-    """Tell the shape of an open file: Parquet by its content, others by name."""
-    if find_kind(file.peek(HEAD_BYTES)) == PARQUET:
-        return _SHAPES[".parquet"]
+    """Tell the shape of an open file by its name.
+
+    Raises:
+        InputError: It is a Parquet file with another name.
+    """
+    if find_kind(file.peek(HEAD_BYTES)) == PARQUET and file.seekable():
+        check_name(path, PARQUET)
     name = path.name.lower()
-    for ending in _COMPRESSED_ENDINGS:
+    for ending in COMPRESSED_ENDINGS:
         name = name.removesuffix(ending)
     return _SHAPES.get(Path(name).suffix, TEXT)
 

@@ -129,19 +129,20 @@ def write_corpus(
 
 
 def _check_documents(files: SourceFiles, reading: Reading, report: Report) -> None:
-    empty = f"{report.num_dropped_empty:,} empty ones"
+    num_empty = report.num_dropped_empty
+    left_out = f" (left out as empty: {num_empty:,})" if num_empty else ""
     for split, num_documents in report.num_documents.items():
         if num_documents:
             continue
         total = sum(report.num_documents.values())
         if "valid" not in files.splits and total:
             raise InputError(
-                f"{split} would hold no document: give more documents, a file for "
-                f"valid, or another valid_fraction than {reading.valid_fraction} (it "
-                f"divides {total:,} by their digests; {empty} do not count)"
+                f"{split} would hold no document{left_out}: give more documents, a "
+                f"file for valid, or another valid_fraction than "
+                f"{reading.valid_fraction} (it divides {total:,} by their digests)"
             )
         path = files.splits[split][0]
-        raise InputError(f"{path} holds no document ({empty}); give some text")
+        raise InputError(f"{path} holds no document{left_out}; give some text")
 
 
 class _SplitWriter:
