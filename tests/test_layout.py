@@ -56,7 +56,6 @@ ARROWS = {
     },
     "sample": {"anytext", "atomic", "corpus", "engine"},
     "tokenize": {
-        "anytext",
         "atomic",
         "checks",
         "corpus",
@@ -74,10 +73,20 @@ ARROWS = {
     "parallel": {"checks", "cluster", "errors", "worker"},
     "parts": {"atomic", "errors"},
     "verify": {"errors", "manifest", "parallel", "tokens"},
-    "encoding": {
+    "encode_range": {
         "anytext",
+        "corpus",
+        "engine",
+        "errors",
+        "manifest",
+        "parts",
+        "textscan",
+        "tokenizer_json",
+    },
+    "encoding": {
         "checks",
         "corpus",
+        "encode_range",
         "errors",
         "parallel",
         "parts",
