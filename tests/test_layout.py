@@ -56,7 +56,6 @@ ARROWS = {
     },
     "sample": {"anytext", "atomic", "corpus", "engine"},
     "tokenize": {
-        "anytext",
         "atomic",
         "checks",
         "corpus",
@@ -91,10 +90,20 @@ ARROWS = {
         "verify",
     },
     "cli": {"commands", "exit_status"},
-    "encoding": {
+    "encode_range": {
         "anytext",
+        "corpus",
+        "engine",
+        "errors",
+        "manifest",
+        "parts",
+        "textscan",
+        "tokenizer_json",
+    },
+    "encoding": {
         "checks",
         "corpus",
+        "encode_range",
         "errors",
         "parallel",
         "parts",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import PRINT_PEAK_KIB, SEP, needs_proc
-from tiny_llm import anytext, encoding
+from tiny_llm import anytext, encode_range
 from tiny_llm.encoding import encode_file
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.tokens import open_tokens
@@ -78,9 +78,9 @@ def test_pieces_before_windows_that_do_not_fit_are_forgotten(tmp_path, monkeypat
     content = "".join(chain[1:] + chain * 5).encode()
     expected = tokenizer._engine._encode_valid(content).tolist()
     starts = []
-    clear = encoding._PartSink.clear
+    clear = encode_range._PartSink.clear
     monkeypatch.setattr(
-        encoding._PartSink, "clear", lambda sink: (starts.append(sink), clear(sink))
+        encode_range._PartSink, "clear", lambda sink: (starts.append(sink), clear(sink))
     )
     for name in ("_WINDOW_BYTES", "_SMALL_WINDOW_BYTES"):
         monkeypatch.setattr(anytext, name, 1000)
@@ -95,11 +95,12 @@ def test_pieces_before_windows_that_do_not_fit_are_forgotten(tmp_path, monkeypat
 ENCODE_ONE_RANGE = """
 import sys
 from pathlib import Path
-from tiny_llm.encoding import encode_range
+from tiny_llm.encode_range import encode_range
 from tiny_llm.tokenize import BPETokenizer
 folder = Path(sys.argv[1])
 BPETokenizer([(b"a", b"a")]).save(folder / "bpe.json")
 source, options = folder / "in.txt", {"count": True, "sync": False}
+options["vocab_size"] = 258
 options["size"] = source.stat().st_size
 part = encode_range(str(source), str(folder), 0, 1 << 20, **options)
 assert part["num_tokens"] == 30_000_000

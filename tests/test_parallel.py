@@ -61,7 +61,18 @@ def test_results_come_in_the_order_of_the_jobs(num_workers):
 
 
 def test_few_jobs_run_in_this_process():
-    assert next(map_jobs(double, jobs(1)))["process"] == os.getpid()
+    [result] = map_jobs(double, jobs(1), max_in_process=1)
+    assert result["process"] == os.getpid()
+    results = map_jobs(double, jobs(2), max_in_process=1)
+    assert os.getpid() not in {result["process"] for result in results}
+
+
+def test_workers_import_what_their_parent_imports(tmp_path, monkeypatch):
+    """Not another version in the current folder, as `python -m` would."""
+    (tmp_path / "tiny_llm").mkdir()
+    (tmp_path / "tiny_llm" / "__init__.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    assert [result["twice"] for result in map_jobs(double, jobs(2))] == [0, 2]
 
 
 def test_one_job_can_run_in_a_worker():

@@ -42,7 +42,7 @@ def read_files(target):
 @given(st.lists(st.sampled_from(PIECES), max_size=60), st.integers(1, 400))
 def test_ids_and_index_are_equal_for_any_range_size(pieces, range_bytes):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr("tiny_llm.parallel._MAX_JOBS_IN_PROCESS", 1000)
+        patch.setattr("tiny_llm.encoding._MAX_RANGES_IN_PROCESS", 1000)
         source, target = Path(folder, "in.txt"), Path(folder, "out.bin")
         source.write_bytes(b"x" + b"".join(pieces))
         encode_file(TOKENIZER, source, target)
@@ -56,15 +56,15 @@ def test_ids_and_index_are_equal_for_any_range_size(pieces, range_bytes):
 LOGGING = """
 import hashlib, os
 from tiny_llm import encoding
-from tiny_llm.tokenize import BPETokenizer
-encode_to = BPETokenizer.encode_to
+from tiny_llm.engine import Engine
+encode_to = Engine.encode_to
 original = encoding.encode_range
 def encode_and_log(self, sink, read, num_bytes):
     text = read(0, num_bytes)
     with open(os.environ["LOG"], "ab", buffering=0) as log:
         log.write(hashlib.sha256(text).hexdigest().encode() + b"\\n")
     encode_to(self, sink, read, num_bytes)
-BPETokenizer.encode_to = encode_and_log
+Engine.encode_to = encode_and_log
 def encode_range(**job):
     return original(**job)
 """
@@ -113,7 +113,7 @@ def test_a_killed_run_repeats_at_most_one_range_per_worker(tmp_path, num_workers
     assert sum(counts.values()) - len(counts) <= num_workers
     found = read_files(tmp_path / "out.bin")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tiny_llm.parallel._MAX_JOBS_IN_PROCESS", 1000)
+        patch.setattr("tiny_llm.encoding._MAX_RANGES_IN_PROCESS", 1000)
         encode_file(
             TOKENIZER, tmp_path / "in.txt", tmp_path / "x.bin", range_bytes=RANGE_BYTES
         )

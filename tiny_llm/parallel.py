@@ -28,8 +28,16 @@ __all__ = ["Job", "count_workers", "is_cluster_chosen", "map_jobs", "run_in_work
 
 WORKERS_VARIABLE = "TINY_LLM_WORKERS"
 
-# Starting processes takes longer than this many jobs (benchmarks/LOG.md).
-_MAX_JOBS_IN_PROCESS = 2
+# Not `python -m`, which would import what lies in the current folder first.
+_START_WORKER = """\
+import sys
+sys.path[:] = sys.argv[2:]
+from tiny_llm.worker import main
+main()
+"""
+
+# How much freed memory a worker keeps, if its libc is glibc.
+_KEPT_BYTES = 8 << 20
 
 # How far ahead of the next result to work, in jobs per worker.
 _WINDOW = 8
@@ -81,7 +89,11 @@ def _cgroup_quota(
 
 
 def map_jobs(
-    function: Callable[..., Any], jobs: Sequence[Job], num_workers: int | None = None
+    function: Callable[..., Any],
+    jobs: Sequence[Job],
+    num_workers: int | None = None,
+    *,
+    max_in_process: int = 0,
 ) -> Generator[Any, None, None]:
     """Call `function` with the arguments of each job.
 
@@ -93,6 +105,8 @@ def map_jobs(
             be JSON.
         jobs: One call each.
         num_workers: By default `count_workers()`; a cluster has its own.
+        max_in_process: So many jobs are done sooner by this process than by workers
+            that are started for them.
 
     Yields:
         Results in the order of the jobs.
@@ -111,7 +125,7 @@ def map_jobs(
     if is_cluster_chosen():
         yield from map_on_cluster(function, jobs)
         return
-    if len(jobs) <= _MAX_JOBS_IN_PROCESS:
+    if len(jobs) <= max_in_process:
         for job in jobs:
             yield function(**job.arguments)
         return
@@ -187,12 +201,14 @@ class _Worker:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         name = f"{function.__module__}:{function.__qualname__}"
         environment = {
+            # Or glibc returns the memory of each window and gets it again.
+            "MALLOC_MMAP_THRESHOLD_": f"{_KEPT_BYTES}",
+            "MALLOC_TRIM_THRESHOLD_": f"{_KEPT_BYTES}",
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "OPENBLAS_NUM_THREADS": "1",  # The threads would cost memory, unused.
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tiny_llm.worker", name],
+            [sys.executable, "-c", _START_WORKER, name, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

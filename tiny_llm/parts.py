@@ -62,15 +62,10 @@ def part_path(folder: Path, begin: int) -> Path:
 
 
 class PartWriter:
-    """Writes a part piece by piece; see `write_part`.
+    """Writes a part piece by piece; see `write_part`."""
 
-    Attributes:
-        text: What a `TextScan` found in the range, as a dict; set by the caller.
-    """
-
-    def __init__(self, file: IO[bytes], text_sha256: str) -> None:
-        self._file, self._text_sha256 = file, text_sha256
-        self.text: dict[str, Any] = {}
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         self.clear()
 
     def clear(self) -> None:
@@ -89,13 +84,21 @@ class PartWriter:
         self._num_tokens += len(ids)
         self._itemsize = ids.dtype.itemsize
 
-    def finish(self, counts: npt.NDArray[np.int64]) -> Part:
-        """Write the rest; `counts` says how often each id occurs, or is empty."""
+    def finish(
+        self, text: dict[str, Any], text_sha256: str, counts: npt.NDArray[np.int64]
+    ) -> Part:
+        """Write the rest.
+
+        Args:
+            text: What a `TextScan` found in the range, as a dict.
+            text_sha256: Digest of the text of the range.
+            counts: How often each id occurs, or empty.
+        """
         ends = np.concatenate([np.empty(0, np.int64), *self._ends])
         arrays = ends.astype("<i8").tobytes() + counts.astype("<i8").tobytes()
         part = Part(
-            text=self.text,
-            text_sha256=self._text_sha256,
+            text=text,
+            text_sha256=text_sha256,
             num_tokens=self._num_tokens,
             num_ends=len(ends),
             num_counts=len(counts),
@@ -110,16 +113,15 @@ class PartWriter:
 
 
 @contextlib.contextmanager
-def write_part(path: Path, text_sha256: str, *, sync: bool) -> Iterator[PartWriter]:
-    """Write a part atomically; the caller appends ids, sets `text`, and finishes it.
+def write_part(path: Path, *, sync: bool) -> Iterator[PartWriter]:
+    """Write a part atomically; the caller appends ids and finishes it.
 
     Args:
         path: Where to write it.
-        text_sha256: Digest of the text of the range.
         sync: Whether to flush it to disk, for readers on other machines.
     """
     with atomic_write(path, sync=sync) as file:
-        yield PartWriter(file, text_sha256)
+        yield PartWriter(file)
 
 
 def find_part(path: Path, text_sha256: str) -> Part | None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tiny_llm.anytext import Sink
 from tiny_llm.atomic import atomic_write
 from tiny_llm.checks import check_int
 from tiny_llm.corpus import chunks_of
@@ -187,18 +186,6 @@ class BPETokenizer:
             Shape (number of tokens,), `dtype`.
         """
         return self._engine.encode(_to_bytes(text), self.dtype)[0]
-
-    def encode_to(
-        self, sink: Sink, read: Callable[[int, int], bytes], num_bytes: int
-    ) -> None:
-        """Encode a text that need not be in memory, piece by piece.
-
-        Args:
-            sink: Gets the pieces in order; their ids may have a wider dtype.
-            read: `read(begin, end)` returns these bytes of the text.
-            num_bytes: Size of the text.
-        """
-        self._engine.encode_to(sink, read, num_bytes)
 
     def decode_bytes(self, ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
         """Return the bytes that ids stand for; the inverse of `encode`.

@@ -1,8 +1,8 @@
 """A worker process: calls one function on jobs that `parallel` sends it.
 
-Run as `python -m tiny_llm.worker MODULE:FUNCTION`. Each line on stdin is a job, a JSON
-object of keyword arguments; each line on stdout is its result or error. The worker
-ends when stdin does, so it does not outlive a parent that is killed.
+Its first argument is MODULE:FUNCTION. Each line on stdin is a job, a JSON object of
+keyword arguments; each line on stdout is its result or error. The worker ends when
+stdin does, so it does not outlive a parent that is killed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,3 @@ def result_of(answer: dict[str, Any]) -> Any:
     if kind := ERRORS.get(answer["error"]):
         raise kind(answer["message"])
     raise RuntimeError(f"a worker failed:\n{answer['message']}")
-
-
-if __name__ == "__main__":
-    main()
