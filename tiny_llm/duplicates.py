@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +65,7 @@ class Documents:
         check_tokenizer(path, self.manifest, tokenizer.sha256)
         if self.manifest.num_tokens:
             open_tokens(path)
-        self.starts = open_documents(path, self.manifest)
+        self.starts = np.asarray(open_documents(path, self.manifest))
         self._tokenizer = tokenizer
         self.path = path
         self._dtype = DTYPES[self.manifest.dtype]
@@ -103,11 +102,17 @@ class Documents:
             ids[: int(np.argmax(ids == SEPARATOR_ID))] if SEPARATOR_ID in ids else ids
         )
 
-    def raw_ids(self, number: int, file: IO[bytes]) -> bytes:
-        """Return the bytes of a document's ids, given the open token file."""
-        begin, end = self.bounds(number)
-        file.seek(begin * self._dtype.itemsize)
-        return file.read((end - begin) * self._dtype.itemsize)
+    def raw_ids(self, numbers: Places) -> Iterator[bytes]:
+        """Yield the ids of each of many documents, as bytes."""
+        size = self._dtype.itemsize
+        with open(self.path, "rb", buffering=0) as file:
+            for part in np.array_split(numbers, len(numbers) // 4096 + 1):
+                ends = self.starts.take(part + 1, mode="clip")
+                ends[part + 1 == len(self)] = self.manifest.num_tokens
+                ranges = np.stack([self.starts[part], ends], 1) * size
+                for begin, end in ranges.tolist():
+                    file.seek(begin)
+                    yield file.read(end - begin)
 
     def text(self, number: int) -> bytes:
         """Return the text of a document, without its separator."""
@@ -219,7 +224,7 @@ def sample_shingles(sums: Hashes, words: Places) -> tuple[Places, Hashes]:
     Returns:
         Which words they start with, int64, shape (k,), increasing; and their hashes.
     """
-    at_words = sums[words]
+    at_words = sums.take(words, mode="wrap")
     hashes = at_words[SHINGLE_WORDS:] - at_words[:-SHINGLE_WORDS]
     chosen = np.flatnonzero(hashes < _QUARTER)
     return chosen, hashes[chosen] << _TWO
@@ -355,38 +360,36 @@ def find_exact_duplicates(
     ordered = np.sort(sums)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     del ordered
-    numbers, _ = HashTable(repeated).find(sums)
-    sums = sums[numbers]
-    order = np.argsort(sums, kind="stable")
+    numbers, groups = HashTable(repeated).find(sums)
+    numbers = numbers[np.argsort(groups, kind="stable")]
+    groups.sort()
     num_in_first, num_first = 0, len(first)
     is_repeated = np.zeros(len(second), np.bool_)
     sources = np.full(len(second), -1)
-    groups = itertools.groupby(
-        zip(sums[order].tolist(), numbers[order].tolist(), strict=True),
-        key=lambda pair: pair[0],
-    )
-    with open(first.path, "rb") as file, open(second.path, "rb") as other_file:
-        for _, group in groups:
+    first_ids = first.raw_ids(numbers[numbers < num_first])
+    second_ids = second.raw_ids(numbers[numbers >= num_first] - num_first)
+    last_group = -1
+    for group, place in zip(map(int, groups), map(int, numbers), strict=True):
+        if group != last_group:
             known: dict[bytes, bytes] = {}  # Ids and the digest of their text.
             seen: dict[bytes, int] = {}  # The first document with each digest.
             last_seen: set[bytes] = set()  # The digests in the second split.
-            for _, place in group:
-                is_first = place < num_first
-                split = first if is_first else second
-                number = place if is_first else place - num_first
-                ids = split.raw_ids(number, file if is_first else other_file)
-                if ids not in known:
-                    known[ids] = _digest(split.text(number))
-                digest = known[ids]
-                if not digest:
-                    continue
-                earlier = seen.setdefault(digest, place)
-                if is_first:
-                    num_in_first += earlier != place
-                else:
-                    is_repeated[number] = digest in last_seen
-                    last_seen.add(digest)
-                    sources[number] = earlier if earlier < num_first else -1
+            last_group = group
+        is_first = place < num_first
+        number = place if is_first else place - num_first
+        ids = next(first_ids if is_first else second_ids)
+        if ids not in known:
+            known[ids] = _digest((first if is_first else second).text(number))
+        digest = known[ids]
+        if not digest:
+            continue
+        earlier = seen.setdefault(digest, place)
+        if is_first:
+            num_in_first += earlier != place
+        else:
+            is_repeated[number] = digest in last_seen
+            last_seen.add(digest)
+            sources[number] = earlier if earlier < num_first else -1
     return ExactDuplicates(num_in_first, is_repeated, sources)
 
 

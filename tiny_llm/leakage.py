@@ -8,9 +8,9 @@ of ids, `duplicates` finds documents that are the same or nearly so.
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -41,9 +41,8 @@ from tiny_llm.tokenize import BPETokenizer
 
 _T = TypeVar("_T")
 
-# So many blocks are searched before the index learns what was found. A constant, so
-# that the result does not depend on the number of threads.
-_BATCH = 16
+# So many blocks are read before the first of them is done.
+_NUM_AHEAD = 16
 
 # So many candidates for a near duplicate of a document are verified. More than a few
 # occur only where all documents are alike, such as forms.
@@ -257,10 +256,15 @@ class _Search:
     def _map(
         self, function: Callable[[Block], _T], documents: Documents
     ) -> Iterator[tuple[Block, _T]]:
-        """Call a function for each block; what is found changes only later batches."""
-        blocks = documents.blocks()
-        while batch := [*itertools.islice(blocks, _BATCH)]:
-            yield from zip(batch, [*self._pool.map(function, batch)], strict=True)
+        """Call a function for each block in threads, with results in order."""
+        waiting = deque[tuple[Block, Future[_T]]]()
+        for block in documents.blocks():
+            waiting.append((block, self._pool.submit(function, block)))
+            if len(waiting) == _NUM_AHEAD:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
 
     def _compare(self, block: Block, ids: npt.NDArray[Any]) -> _Compared:
         sums, words = self._hasher.hash(ids[: block.end - block.begin])

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 MIN_WINDOW, MAX_WINDOW = 8, 4096
 
-# At most this many windows are indexed at once; each takes about 120 bytes.
+# At most this many windows are indexed at once; each takes about 60 bytes.
 SEGMENT_TOKENS = 1 << 22
 
 _CHUNK = 1 << 15  # So many hashes fit into a core's cache.
@@ -91,7 +91,7 @@ class HashSet:
         result = np.empty(len(hashes), np.uint8)
         for low in range(0, len(hashes), _CHUNK):
             slots = hashes[low : low + _CHUNK] >> self._shift
-            bits = self._bits.take((slots >> _THREE).view(np.int64), mode="clip")
+            bits = self._bits.take((slots >> _THREE).view(np.int64), mode="wrap")
             bits >>= (slots & _SEVEN).astype(np.uint8)
             np.bitwise_and(bits, 1, out=result[low : low + _CHUNK])
         return np.flatnonzero(result.view(np.bool_))
@@ -101,14 +101,22 @@ class HashTable:
     """Finds the place of each hash in a sorted array of distinct hashes."""
 
     def __init__(self, keys: Hashes) -> None:
+        self._keys = np.append(keys, _FACTORS[:1] | ~_FACTORS[:1])  # All bits set.
         self._filter = HashSet(keys, 32)
         # A key's search begins at the first key with its highest bits.
         num_bits = max(8, len(keys).bit_length())
         self._shift = np.uint64(64 - num_bits)
         slots = (keys >> self._shift).view(np.int64)
         counts = np.bincount(slots, minlength=1 << num_bits)
-        self._begins = np.cumsum(counts) - counts
-        self._keys = np.append(keys, _FACTORS[:1] | ~_FACTORS[:1])  # All bits set.
+        self._begins = np.zeros(1 << num_bits, np.int32)
+        np.cumsum(counts[:-1], out=self._begins[1:])
+
+    def __len__(self) -> int:
+        return len(self._keys) - 1
+
+    def expect(self, keys: npt.NDArray[np.bool_]) -> None:
+        """Keep only some of the keys; a few of the others may still be found."""
+        self._filter = HashSet(self._keys[:-1][keys], 32)
 
     def find(self, hashes: Hashes) -> tuple[Places, Places]:
         """Look hashes up.
@@ -120,19 +128,20 @@ class HashTable:
         hashes = hashes.ravel()
         where = self._filter.find(hashes)
         hashes = hashes[where]
-        places = self._begins[(hashes >> self._shift).view(np.int64)]
+        places = self._begins[(hashes >> self._shift).view(np.int64)].astype(np.int64)
         behind = np.flatnonzero(self._keys[places] < hashes)
         while len(behind):
             places[behind] += 1
             behind = behind[self._keys[places[behind]] < hashes[behind]]
-        is_key = (self._keys[places] == hashes) & (places < len(self._keys) - 1)
+        is_key = (self._keys[places] == hashes) & (places < len(self))
         return where[is_key], places[is_key]
 
 
 class WindowIndex:
     """The windows of n ids of a segment, and where they were found elsewhere.
 
-    `find` may be called by several threads; `mark` changes what later calls find.
+    `find` may be called by several threads, also while another calls `mark`. That makes
+    later calls faster.
     """
 
     def __init__(self, ids: npt.NDArray[Any], window: int) -> None:
@@ -152,28 +161,33 @@ class WindowIndex:
         hashes = hashes[order]
         is_new = np.ones(num_windows, np.bool_)
         is_new[1:] = hashes[1:] != hashes[:-1]
-        self._keys, begins = hashes[is_new], np.flatnonzero(is_new)
-        self._firsts = np.minimum.reduceat(order, begins) if num_windows else begins
+        keys, begins = hashes[is_new], np.flatnonzero(is_new)
+        del hashes
+        firsts = np.minimum.reduceat(order, begins) if num_windows else begins
+        self._firsts = firsts.astype(np.int32)  # Half the memory.
         self._entry_of = np.empty(num_windows, np.int32)
         self._entry_of[order] = np.cumsum(is_new, dtype=np.int32) - 1
-        del order, hashes, is_new, begins
-        self._sources = np.full(len(self._keys), -1, np.int64)
-        self._forget_found()
+        del order, is_new, begins, firsts
+        self._table = HashTable(keys)
+        self._sources = np.full(len(keys), -1, np.int64)
+        del keys
+        self._index_anchors()
 
-    def _forget_found(self) -> None:
-        """Look only for windows that were not found yet."""
+    def _index_anchors(self) -> None:
+        """Look only for blocks of windows that were not found yet."""
         missing = self._sources < 0
-        self._missing = np.flatnonzero(missing)
-        self._table = HashTable(self._keys[self._missing])
         # A window that begins in block b of a stream, at any place in it, contains
         # block b + 1, which is from 1 to `_anchor` ids after the window's beginning.
         depth = np.zeros(len(self._ids) + 1, np.int32)
         begins = np.flatnonzero(missing[self._entry_of])
-        depth[begins + 1] += 1
-        depth[begins + 1 + self._anchor] -= 1
+        begins += 1
+        depth[begins] += 1
+        begins += self._anchor
+        depth[begins] -= 1
+        del begins
         anchors = _hash_all(self._ids, self._anchor)
-        is_near = np.cumsum(depth, out=depth)[: len(anchors)] > 0
-        self._anchors = HashSet(anchors[is_near], 32)
+        anchors = anchors[np.cumsum(depth, out=depth)[: len(anchors)] > 0]
+        self._anchors = HashSet(anchors, 32)
         self._num_wasted = 0
 
     def find(self, block: npt.NDArray[Any]) -> tuple[Places, Places, int]:
@@ -188,7 +202,7 @@ class WindowIndex:
             the block, same shape; and the number of windows that had been found before.
         """
         size, window = self._anchor, self._window
-        if len(block) < window or not len(self._keys):
+        if len(block) < window or not len(self._table):
             return np.empty(0, np.int64), np.empty(0, np.int64), 0
         num_blocks = len(block) // size
         words = block[: num_blocks * size].view(np.uint64).reshape(num_blocks, -1)
@@ -202,7 +216,7 @@ class WindowIndex:
             for part in np.array_split(begins, len(begins) // 4096 + 1):
                 hashes = _hash_windows(_pack(rows[part]), window, block.itemsize)
                 where, found = self._table.find(hashes)
-                entries.append(self._missing[found])
+                entries.append(found)
                 places.append(part[where // size] + where % size)
         entry, place = np.concatenate(entries), np.concatenate(places)
         is_new = (self._sources[entry] < 0) & (place <= len(block) - window)
@@ -213,7 +227,7 @@ class WindowIndex:
         return entry[is_equal], place[is_equal], num_wasted
 
     def _equals(
-        self, block: npt.NDArray[Any], places: Places, begins: Places
+        self, block: npt.NDArray[Any], places: Places, begins: npt.NDArray[np.int32]
     ) -> npt.NDArray[np.bool_]:
         """Compare windows of a block with windows of the segment, id by id."""
         result = np.empty(len(places), np.bool_)
@@ -237,8 +251,9 @@ class WindowIndex:
         is_new = self._sources[entries] < 0
         self._sources[entries[is_new]] = sources[is_new]
         self._num_wasted += num_wasted
-        if self._num_wasted > len(self._keys):
-            self._forget_found()
+        if self._num_wasted > len(self._table):
+            self._table.expect(self._sources < 0)
+            self._index_anchors()
 
     def runs(self) -> Runs:
         """Return what was found, as runs that are as long as possible."""
@@ -283,11 +298,11 @@ def _hash_windows(words: Hashes, window: int, itemsize: int) -> Hashes:
 
 def _hash_all(ids: npt.NDArray[Any], window: int) -> Hashes:
     """Hash each window of ids, shape (N,)."""
-    parts = [np.empty(0, np.uint64)]
-    for low in range(0, len(ids) - window + 1, _CHUNK):
+    hashes = np.empty(max(0, len(ids) - window + 1), np.uint64)
+    for low in range(0, len(hashes), _CHUNK):
         words = _pack(ids[low : low + _CHUNK + window - 1])
-        parts.append(_hash_windows(words, window, ids.itemsize))
-    return np.concatenate(parts)
+        hashes[low : low + _CHUNK] = _hash_windows(words, window, ids.itemsize)
+    return hashes
 
 
 def _hash_words(columns: Hashes) -> Hashes:
