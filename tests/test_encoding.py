@@ -185,7 +185,7 @@ def test_a_long_text_without_separators_is_encoded_with_a_warning(
     encode(tokenizer, tmp_path, b"word " * 200 + SEP + b"x")
 
 
-@pytest.mark.parametrize("range_bytes", [1, 7, 1 << 20])
+@pytest.mark.parametrize("range_bytes", [100, 1 << 20])
 @pytest.mark.parametrize(
     "content",
     [

@@ -113,6 +113,18 @@ def test_parts_of_another_tokenizer_are_removed(tokenizer, source):
     assert not (source.parent / "out.parts").exists()
 
 
+def test_half_a_part_that_a_killed_worker_left_is_removed_at_the_start(
+    tokenizer, source
+):
+    interrupt(tokenizer, source, after=3)
+    [folder] = source.parent.glob("out.parts/*")
+    left = folder / "0000000000000000.part.0123abcd.tmp"
+    left.touch()
+    interrupt(tokenizer, source, after=5)
+    assert folder.exists()
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("place", [0, 100, -1, -20])
 def test_a_damaged_part_is_made_again(tokenizer, source, place):
     interrupt(tokenizer, source, after=3)

@@ -30,7 +30,7 @@ _COPY_BYTES = 32 << 20
 
 @contextlib.contextmanager
 def atomic_write(
-    path: str | os.PathLike[str], *, sync: bool = True
+    path: str | os.PathLike[str], *, sync: bool = True, tidy: bool = True
 ) -> Iterator[IO[bytes]]:
     """Open a temporary file that becomes `path` when the block succeeds.
 
@@ -42,6 +42,8 @@ def atomic_write(
         path: The final name.
         sync: Flush the file to disk before it is renamed, so that it is whole even
             after a power failure. Readers of a file without it must check its digest.
+        tidy: Remove what killed writers left, for which the folder is listed. Not in a
+            folder with very many files, which must be cleaned in another way.
 
     Raises:
         ResourceError: The disk is full, or a quota or file size limit is reached.
@@ -50,7 +52,8 @@ def atomic_write(
     part = part_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target)
+        if tidy:
+            remove_leftovers(target)
         with open_locked(part) as file:
             yield file
             file.flush()

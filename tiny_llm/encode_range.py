@@ -6,7 +6,6 @@ It reads the text of its range and writes a part. Workers import this module and
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import os
@@ -89,7 +88,7 @@ def encode_range(
                 sink = _PartSink(writer, first, vocab_size, count)
                 _load_engine(folder).encode_to(sink, read, last - first)
                 part = sink.finish()
-    return dataclasses.asdict(part)
+    return dict(vars(part))
 
 
 def _check_size(source: str, expected: int, found: int) -> None:
@@ -128,7 +127,7 @@ class _PartSink:
 
     def finish(self) -> Part:
         return self._writer.finish(
-            dataclasses.asdict(self._scan), self._sha256.hexdigest(), self._counts
+            vars(self._scan), self._sha256.hexdigest(), self._counts
         )
 
 

@@ -106,7 +106,7 @@ class PartWriter:
             sha256=self._sha256.hexdigest(),
             arrays_sha256=hashlib.sha256(arrays).hexdigest(),
         )
-        footer = json.dumps(dataclasses.asdict(part)).encode()
+        footer = json.dumps(vars(part)).encode()
         size = len(footer).to_bytes(_FOOTER_BYTES, "little")
         self._file.write(arrays + footer + size)
         return part
@@ -120,7 +120,7 @@ def write_part(path: Path, *, sync: bool) -> Iterator[PartWriter]:
         path: Where to write it.
         sync: Whether to flush it to disk, for readers on other machines.
     """
-    with atomic_write(path, sync=sync) as file:
+    with atomic_write(path, sync=sync, tidy=False) as file:
         yield PartWriter(file)
 
 
@@ -183,6 +183,8 @@ def parts_folder(target: Path, key: str) -> Iterator[Path]:
         for other in parent.iterdir():
             if other != folder:
                 _remove_if_abandoned(other)
+        for left in folder.glob("*.tmp"):  # By killed writers; see `write_part`.
+            left.unlink(missing_ok=True)
         yield folder
     except BaseException as error:
         is_useless = isinstance(error, ConfigError | InputError)
