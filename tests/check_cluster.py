@@ -5,6 +5,7 @@ environments have no Ray.
 """
 
 import contextlib
+import itertools
 import os
 import platform
 import secrets
@@ -23,7 +24,8 @@ import pytest
 from pipeline.stage import show_warnings
 from tests.conftest import ROOT, SEP, expect
 from tiny_llm import encoding
-from tiny_llm.errors import ClusterError, ConfigError, InputError
+from tiny_llm.errors import ClusterError, ConfigError, InputError, IntegrityError
+from tiny_llm.parts import part_path
 from tiny_llm.tokenize import BPETokenizer
 from tiny_llm.verify import verify
 
@@ -32,6 +34,16 @@ RANGE_BYTES = 400
 NUM_RANGES = -(-len(TEXT) // RANGE_BYTES)
 BAD = 4 * RANGE_BYTES  # Where the range of the tests of deaths begins.
 BAD_NAME = f"bytes {BAD:,} to {BAD + RANGE_BYTES:,} of "
+
+# Makes Python behave as if tiny_llm were not installed, in whatever environment.
+LACKING = """\
+import sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "tiny_llm":
+            raise ModuleNotFoundError("No module named 'tiny_llm'")
+sys.meta_path.insert(0, Finder)
+"""
 
 encode_range = encoding.encode_range
 
@@ -68,6 +80,17 @@ def full(source, **arguments):
     return encode_range(source, **arguments)
 
 
+def damaging(source, **arguments):
+    log(source, arguments["begin"])
+    part = encode_range(source, **arguments)
+    if arguments["begin"] == BAD:
+        with open(part_path(Path(arguments["folder"]), BAD), "r+b") as file:
+            first = file.read(1)[0]
+            file.seek(0)
+            file.write(bytes([first ^ 1]))
+    return part
+
+
 def drive(function, source):
     """Encode on the cluster, in a process of its own; prints as stages do."""
     source = Path(source)
@@ -76,12 +99,9 @@ def drive(function, source):
     try:
         with show_warnings("driver"):
             encoding.encode_file(
-                tokenizer,
-                source,
-                source.with_name("out.bin"),
-                range_bytes=RANGE_BYTES,
+                tokenizer, source, source.with_name("out.bin"), range_bytes=RANGE_BYTES
             )
-    except (ClusterError, ConfigError, InputError) as error:
+    except (ClusterError, ConfigError, InputError, IntegrityError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_status)
 
@@ -108,7 +128,7 @@ class Cluster:
         self.head = self.start("head", "--head", "--port", str(port), "--temp-dir")
         self.node = None
 
-    def start(self, name, *arguments):
+    def start(self, name, *arguments, **env):
         said = self.folder / f"{name}.log"
         if "--head" in arguments:
             arguments = (*arguments, str(self.folder), "--include-dashboard=false")
@@ -120,7 +140,7 @@ class Cluster:
                     *("--node-ip-address", "127.0.0.1", "--num-cpus", "1"),
                     *("--object-store-memory", "80000000", "--disable-usage-stats"),
                 ],
-                env={k: v for k, v in self.env.items() if k != "RAY_ADDRESS"},
+                env={k: v for k, v in self.env.items() if k != "RAY_ADDRESS"} | env,
                 stdout=file,
                 stderr=file,
             )
@@ -129,9 +149,9 @@ class Cluster:
             time.sleep(0.1)
         return node
 
-    def start_second_node(self):
+    def start_second_node(self, **env):
         if self.node is None:
-            self.node = self.start("node", "--address", self.address)
+            self.node = self.start("node", "--address", self.address, **env)
 
     def kill(self, node):
         """Kill a node with all its processes, as when its machine loses power."""
@@ -143,6 +163,10 @@ class Cluster:
     def kill_second_node(self):
         self.kill(self.node)
         self.node = None
+
+    def kill_head(self):
+        self.kill(self.head)
+        self.head = None
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +247,7 @@ def test_files_are_the_same_as_those_of_one_process(cluster, source, monkeypatch
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert_same_as_one_process(source, monkeypatch)
     found = executions(source)
-    assert sorted(begin for begin, _ in found) == [
-        *range(0, len(TEXT), RANGE_BYTES),
-    ]
+    assert sorted(begin for begin, _ in found) == [*range(0, len(TEXT), RANGE_BYTES)]
     assert len({process for _, process in found}) == 2
 
 
@@ -325,3 +347,53 @@ def test_another_version_of_our_code_is_one_line(cluster, source):
     done = encode(cluster, source, prelude=change)
     host = platform.node()
     expect(done, 2, f"a worker on {host} has tiny-llm", "and this process '9.9'")
+
+
+def test_another_version_of_python_is_one_line(cluster, source):
+    change = "import ray, sys, tests.check_cluster\n"
+    change += "sys.version_info = (3, 19, 0, 'final', 0)"
+    done = encode(cluster, source, prelude=change)
+    expect(done, 6, "Version mismatch", "3.19.0", "install the same versions")
+
+
+def test_a_node_that_lacks_our_code_is_one_line(cluster, source, tmp_path):
+    cluster.kill_second_node()
+    (tmp_path / "sitecustomize.py").write_text(LACKING)
+    cluster.start_second_node(PYTHONPATH=str(tmp_path))
+    try:
+        done = encode(cluster, source, "slow")
+    finally:
+        cluster.kill_second_node()
+    expect(done, 6, "a worker cannot import the code", "No module named 'tiny_llm'")
+
+
+def test_a_damaged_part_is_one_line_that_names_it(cluster, source):
+    done = encode(cluster, source, "damaging")
+    expect(done, 4, f"{BAD:016}.part is not what a worker wrote", "run again")
+    assert not source.with_name("out.bin").exists()
+
+
+def test_a_network_address_needs_authentication(cluster, source):
+    found = itertools.chain(*psutil.net_if_addrs().values())
+    hosts = [item.address for item in found if item.family == socket.AF_INET]
+    hosts = [host for host in hosts if not host.startswith("127.")]
+    if not hosts:
+        pytest.skip("this machine has no address but loopback")
+    address = f"{hosts[0]}:{cluster.address.rpartition(':')[2]}"
+    done = encode(cluster, source, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
+    expect(done, 2, f"RAY_ADDRESS is {address}", "set RAY_AUTH_MODE=token")
+    assert executions(source) == []
+    assert encode(cluster, source, RAY_ADDRESS=address).returncode == 0
+
+
+def test_a_killed_head_ends_the_run(cluster, source):
+    """The last test: the cluster is gone."""
+    run = start(cluster, source, "slow")
+    wait_for(lambda: len(executions(source)) >= 4)
+    cluster.kill_head()
+    done = finish(run)
+    *warned, line = done.stderr.splitlines()
+    assert done.returncode == 6, done.stderr
+    assert f"error: no Ray head answers at {cluster.address}" in line
+    assert all("in.txt: its worker died" in warning for warning in warned)
+    assert not source.with_name("out.bin").exists()

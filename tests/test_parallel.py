@@ -1,6 +1,7 @@
 """Jobs in worker processes."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT
+from tiny_llm.cluster import _describe, _run
 from tiny_llm.errors import ClusterError, ConfigError, InputError, ResourceError
 from tiny_llm.parallel import (
     Job,
@@ -19,6 +21,7 @@ from tiny_llm.parallel import (
     map_jobs,
     run_in_worker,
 )
+from tiny_llm.worker import result_of
 
 
 def double(number):
@@ -227,3 +230,19 @@ def test_a_cluster_without_ray_says_what_to_install(on_cluster):
         on_cluster.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises(ConfigError, match="pip install 'tiny-llm\\[cluster\\]'"):
             list(map_jobs(double, jobs(1)))
+
+
+def test_a_worker_without_authentication_refuses_its_job(on_cluster):
+    """Without a cluster: one without authentication is open to the whole network."""
+    on_cluster.setenv("RAY_AUTH_MODE", "token")
+    expected = json.dumps(_describe.__wrapped__())
+    on_cluster.delenv("RAY_AUTH_MODE")
+    _describe.cache_clear()
+    try:
+        said = json.loads(_run("tests.test_parallel:double", '{"number": 3}', expected))
+    finally:
+        _describe.cache_clear()
+    with pytest.raises(
+        ConfigError, match="has RAY_AUTH_MODE '', and this process 'tok"
+    ):
+        result_of(said)
