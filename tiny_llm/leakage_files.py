@@ -71,8 +71,8 @@ def _describe_example(
     tokenizer: BPETokenizer,
     window: int,
 ) -> dict[str, Any]:
-    ours = valid.ids(example.valid_document)
-    theirs = train.ids(example.train_document)
+    ours = valid.ids(*example.valid_bounds)
+    theirs = train.ids(*example.train_bounds)
     index = WindowIndex(ours, window)
     entries, places, _ = index.find(theirs)
     index.mark(entries, places, 0)
@@ -159,7 +159,7 @@ def require_at_most(
         return
     worst = "; ".join(
         f"document {example.valid_document:,} of valid "
-        f"({_brief(valid.text(example.valid_document))}) and document "
+        f"({_brief(valid.text(*example.valid_bounds))}) and document "
         f"{example.train_document:,} of train are {_RELATIONS[example.kind]}"
         for example in leakage.examples[:3]
     )
