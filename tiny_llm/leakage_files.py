@@ -152,8 +152,14 @@ def require_at_most(
         is_clean: Whether to judge what remains without the leaked documents.
 
     Raises:
-        InputError: More is leaked; names the worst documents.
+        InputError: More is leaked; names the worst documents. Or all is, so that none
+            remains.
     """
+    if is_clean and len(valid) and leakage.is_leaked.all():
+        raise InputError(
+            "every document of valid is leaked, so build/clean/valid.bin is empty; "
+            "see build/leakage.json, and correct the source"
+        )
     share = leakage.share_left if is_clean else leakage.share
     if max_share is None or share <= max_share:
         return
