@@ -127,6 +127,15 @@ def test_verify_checks_both_splits_or_the_files_given(project):
     assert value["num_ranges"] == 1
 
 
+def test_verify_says_whether_it_knew_the_tokenizer(project):
+    text = show(project, "verify", "train")
+    assert text.endswith("..., made by build/tokenizer.json\n")
+    (project / "build" / "tokenizer.json").unlink()
+    text = show(project, "verify", "train")
+    assert text.endswith("..., tokenizer not verified\n")
+    assert load(project, "verify", "train")[0]["tokenizer"] is None
+
+
 def test_verify_names_what_is_damaged_and_goes_on(project):
     path = project / "build" / "tokens" / "train.bin"
     whole = path.read_bytes()

@@ -310,6 +310,40 @@ def test_a_document_of_many_blocks_is_compared_exactly(split, tokenizer, monkeyp
     assert found.exact.sources.tolist() == [-1, 1]
 
 
+def test_of_giant_documents_only_a_block_is_decoded(split, tokenizer, monkeypatch):
+    """So that a text without separators does not fill the memory."""
+    for module in (duplicates, leakage):
+        monkeypatch.setattr(module, "BLOCK_TOKENS", 1000)
+    shared = write_story(1, 200)
+    train = split("train", [write_story(2, 2000) + shared + write_story(3, 2000)])
+    valid = split("valid", [write_story(4, 2000) + shared + write_story(5, 2000)])
+    sizes = []
+    decode = tokenizer.decode_bytes
+    monkeypatch.setattr(
+        tokenizer, "decode_bytes", lambda ids: sizes.append(len(ids)) or decode(ids)
+    )
+    found = find_leakage(train, valid, tokenizer, 32)
+    [example] = found.examples
+    assert (example.kind, example.num_tokens) == ("overlap", found.num_tokens)
+    assert sizes == [1000, 1000]
+    ours, theirs = valid.text(*example.valid_bounds), train.text(*example.train_bounds)
+    begin = shared.encode()[10:-10]
+    assert begin in ours[:2000]
+    assert begin in theirs[:2000]
+
+
+def test_near_duplicates_of_giant_documents_are_not_verified(
+    split, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(leakage, "BLOCK_TOKENS", 1000)
+    giant, story = write_story(1, 3000), write_story(2)
+    train = split("train", [giant, story])
+    valid = split("valid", [change_word(giant), change_word(story)])
+    found = find_leakage(train, valid, tokenizer, 32)
+    assert [*found.near] == [1]
+    assert found.is_leaked.tolist() == [True, True]  # The giant one by its overlap.
+
+
 def test_windows_that_occur_very_often_are_found_once(tmp_path, tokenizer):
     rng = np.random.default_rng(4)
     ids = rng.integers(257, 700, 300)

@@ -1,6 +1,7 @@
 """Stage leakage: its files, its limit, and the cleaned valid split."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -99,6 +100,17 @@ def test_clean_valid_is_valid_without_the_leaked_documents(leaky):
     leaky.set_param("clean_valid", "false")
     leaky.stage("leakage")
     assert not path.exists()
+
+
+def test_a_clean_valid_that_would_be_empty_fails(leaky):
+    """Whatever share may be leaked: nobody can measure a loss on it."""
+    for name in ("train.bin", "train.json", "train.documents"):
+        target = leaky.path / "build" / "tokens" / name.replace("train", "valid")
+        target.unlink()
+        shutil.copy(leaky.path / "build" / "tokens" / name, target)
+    assert leaky.stage("leakage").returncode == 0
+    leaky.set_param("clean_valid", "true")
+    expect(leaky.stage("leakage"), 3, "every document of valid is leaked", "source")
 
 
 @pytest.mark.parametrize(

@@ -84,27 +84,34 @@ def inspect(
 def verify(files: list[str], tokenizer: Path | None) -> Result:
     """Compare every byte of token files with their manifests.
 
-    Damaged ranges are named, and the status is then 4. By default, both splits are
-    verified, and that build/tokenizer.json made their ids.
+    Damaged ranges are named, and the status is then 4. With a tokenizer, it is also
+    verified that this one made the ids.
     """
     from tiny_llm.manifest import read_manifest
     from tiny_llm.verify import verify as verify_file
 
-    values, lines = [], []
+    values: list[dict[str, Any]] = []
+    lines = []
     errors: list[InputError | IntegrityError] = []
     for file in files or SPLITS:
         path = _find_file(file)
         try:
             manifest = read_manifest(path)
-            maker, _ = _find_tokenizer(path, manifest, tokenizer)
+            maker, maker_path = _find_tokenizer(path, manifest, tokenizer)
             verify_file(path, maker.sha256 if maker else None)
         except (InputError, IntegrityError) as error:
             errors.append(error)
             values.append({"path": str(path), "error": str(error)})
         else:
-            values.append({"path": str(path), **_short(manifest)})
-            digest = f"sha256 {manifest.sha256[:12]}..."
-            lines.append(f"verified {path}: {manifest.num_tokens:,} ids, {digest}\n")
+            maker_name = str(maker_path) if maker else None
+            values.append(
+                {"path": str(path), "tokenizer": maker_name, **_short(manifest)}
+            )
+            made_by = f"made by {maker_name}" if maker else "tokenizer not verified"
+            lines.append(
+                f"verified {path}: {manifest.num_tokens:,} ids, "
+                f"sha256 {manifest.sha256[:12]}..., {made_by}\n"
+            )
     return Result(values, "".join(lines), errors)
 
 
@@ -137,7 +144,10 @@ def decode(ids: list[str], tokenizer: Path | None) -> Result:
     words = re.sub(r"[\[\],]", " ", given).split()
     for word in words:
         if not re.fullmatch(r"-?[0-9]{1,18}", word, re.ASCII):
-            raise InputError(f"{word[:40]!r} is not a token id; give integers")
+            raise InputError(
+                f"{word[:40]!r} is not a token id; give integers from 0 to "
+                f"{coder.vocab_size - 1:,}"
+            )
     numbers = np.array(words, dtype=np.int64)
     decoded = coder.decode_bytes(numbers)
     if os.isatty(1) and not decoded.endswith(b"\n"):
@@ -222,13 +232,15 @@ def card(set: list[str] | None) -> Result:  # noqa: A002 - named as the option
     """
     from tiny_llm.card import write_cards
 
+    properties = {}
     for pair in set or []:
-        if "=" not in pair:
-            raise ConfigError(f"--set {pair!r} has no =; give NAME=VALUE")
-    pairs = [pair.split("=", 1) for pair in set or []]
-    written = [str(path) for path in write_cards(properties=dict(pairs))]
+        name, _, value = pair.partition("=")
+        if not value.strip():
+            raise ConfigError(f"--set {pair!r} has no value; give NAME=VALUE")
+        properties[name] = value
+    written = [str(path) for path in write_cards(properties=properties)]
     text = "".join(f"wrote {path}\n" for path in written)
-    if "license" not in dict(pairs):
+    if "license" not in properties:
         text += "no license is stated: give --set license=... before you publish\n"
     return Result({"written": written}, text)
 

@@ -38,7 +38,8 @@ from tiny_llm.tokens import (
 SHINGLE_WORDS = 5
 MIN_SIMILARITY = 0.75
 
-# Documents of more ids are compared in pieces; near duplicates of them may be missed.
+# Larger documents are not compared as near duplicates: shingles of a text without
+# separators would take 40 times its memory.
 BLOCK_TOKENS = 1 << 18
 
 # A document is known by this many shingles: of those with the smallest hashes, the ones
@@ -95,12 +96,11 @@ class Documents:
         """Return the number of the document that holds the id at a place."""
         return int(self.starts.searchsorted(place, side="right")) - 1
 
-    def ids(self, number: int) -> npt.NDArray[Any]:
-        """Return the ids of a document, without its separator."""
-        ids = self.read(*self.bounds(number))
-        return (
-            ids[: int(np.argmax(ids == SEPARATOR_ID))] if SEPARATOR_ID in ids else ids
-        )
+    def ids(self, begin: int, end: int) -> npt.NDArray[Any]:
+        """Return the ids of a document or a part of it, without its separator."""
+        ids = self.read(begin, end)
+        ends = np.flatnonzero(ids == SEPARATOR_ID)
+        return ids[: ends[0]] if len(ends) else ids
 
     def raw_ids(self, numbers: Places) -> Iterator[bytes]:
         """Yield the ids of each of many documents, as bytes."""
@@ -114,9 +114,9 @@ class Documents:
                     file.seek(begin)
                     yield file.read(end - begin)
 
-    def text(self, number: int) -> bytes:
-        """Return the text of a document, without its separator."""
-        return self._tokenizer.decode_bytes(self.ids(number))
+    def text(self, begin: int, end: int) -> bytes:
+        """Return the text of a document or a part of it, without its separator."""
+        return self._tokenizer.decode_bytes(self.ids(begin, end))
 
     def blocks(self) -> Iterator[Block]:
         """Cut the file into blocks of whole documents, or pieces of giant ones."""
@@ -379,7 +379,8 @@ def find_exact_duplicates(
         number = place if is_first else place - num_first
         ids = next(first_ids if is_first else second_ids)
         if ids not in known:
-            known[ids] = _digest((first if is_first else second).text(number))
+            documents = first if is_first else second
+            known[ids] = _digest(documents.text(*documents.bounds(number)))
         digest = known[ids]
         if not digest:
             continue

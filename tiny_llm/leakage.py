@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tiny_llm.checks import check_int
 from tiny_llm.duplicates import (
+    BLOCK_TOKENS,
     MIN_SIMILARITY,
     Block,
     Documents,
@@ -61,7 +62,10 @@ class Example:
         train_document: Its number in train.
         num_tokens: Length of the valid document, its separator included.
         num_shared: How many of these ids are in windows that train has.
-        similarity: Jaccard similarity of the shingles of the two documents.
+        similarity: Jaccard similarity of the shingles of what the bounds enclose.
+        valid_bounds: Positions in valid of the document, or of `BLOCK_TOKENS` ids of a
+            larger one, from the longest shared run on.
+        train_bounds: The same in train.
     """
 
     kind: Literal["exact", "near", "overlap"]
@@ -70,6 +74,8 @@ class Example:
     num_tokens: int
     num_shared: int
     similarity: float
+    valid_bounds: tuple[int, int]
+    train_bounds: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,8 +286,10 @@ class _Search:
     ) -> None:
         """Note the first near duplicate of each document."""
         for other, number in zip(*map(np.ndarray.tolist, compared[1:]), strict=True):
-            if self._is_open[number]:
-                value = similarity(others.text(other), self._valid.text(number))
+            theirs, ours = others.bounds(other), self._valid.bounds(number)
+            longest = max(end - begin for begin, end in (theirs, ours))
+            if self._is_open[number] and longest <= BLOCK_TOKENS:
+                value = similarity(others.text(*theirs), self._valid.text(*ours))
                 self._num_tries[number] += 1
                 if value >= MIN_SIMILARITY:
                     near[number] = other, value
@@ -324,19 +332,32 @@ def _summarize(
         if not leaked[number] or len(examples) == _NUM_EXAMPLES:
             break
         begin, end = valid.bounds(number)
+        here, there = 0, 0  # Show duplicates from their beginning on.
         kind: Literal["exact", "near", "overlap"] = "overlap"
         if exact.sources[number] >= 0:
-            kind, other = "exact", int(exact.sources[number])
+            kind, other, value = "exact", int(exact.sources[number]), 1.0
         elif number in near:
-            kind, other = "near", near[number][0]
+            kind, (other, value) = "near", near[number]
         else:
-            length, source = runs.longest_part(begin, end)
+            here, there, length = runs.longest_part(begin, end)
             if length < min(window, end - begin):
                 continue  # The beginning or end of a run in another document.
-            other = train.number_at(source)
-        value = round(similarity(train.text(other), valid.text(number)), 4)
+            other = train.number_at(there)
+        ours = _cut_giant(begin, end, here)
+        theirs = _cut_giant(*train.bounds(other), there)
+        if kind == "overlap":
+            value = similarity(train.text(*theirs), valid.text(*ours))
         examples.append(
-            Example(kind, number, other, end - begin, int(shared[number]), value)
+            Example(
+                kind=kind,
+                valid_document=number,
+                train_document=other,
+                num_tokens=end - begin,
+                num_shared=int(shared[number]),
+                similarity=round(value, 4),
+                valid_bounds=ours,
+                train_bounds=theirs,
+            )
         )
     return Leakage(
         num_tokens=valid.manifest.num_tokens,
@@ -351,6 +372,14 @@ def _summarize(
         near_within=near_within,
         examples=examples,
     )
+
+
+def _cut_giant(begin: int, end: int, place: int) -> tuple[int, int]:
+    """Return the bounds of a document, or of a block of a giant from a place on."""
+    if end - begin > BLOCK_TOKENS:
+        begin = max(begin, place)
+        end = min(end, begin + BLOCK_TOKENS)
+    return begin, end
 
 
 def _longest_run(is_shared: npt.NDArray[np.bool_]) -> int:

@@ -71,8 +71,8 @@ def _describe_example(
     tokenizer: BPETokenizer,
     window: int,
 ) -> dict[str, Any]:
-    ours = valid.ids(example.valid_document)
-    theirs = train.ids(example.train_document)
+    ours = valid.ids(*example.valid_bounds)
+    theirs = train.ids(*example.train_bounds)
     index = WindowIndex(ours, window)
     entries, places, _ = index.find(theirs)
     index.mark(entries, places, 0)
@@ -152,14 +152,20 @@ def require_at_most(
         is_clean: Whether to judge what remains without the leaked documents.
 
     Raises:
-        InputError: More is leaked; names the worst documents.
+        InputError: More is leaked; names the worst documents. Or all is, so that none
+            remains.
     """
+    if is_clean and len(valid) and leakage.is_leaked.all():
+        raise InputError(
+            "every document of valid is leaked, so build/clean/valid.bin is empty; "
+            "see build/leakage.json, and correct the source"
+        )
     share = leakage.share_left if is_clean else leakage.share
     if max_share is None or share <= max_share:
         return
     worst = "; ".join(
         f"document {example.valid_document:,} of valid "
-        f"({_brief(valid.text(example.valid_document))}) and document "
+        f"({_brief(valid.text(*example.valid_bounds))}) and document "
         f"{example.train_document:,} of train are {_RELATIONS[example.kind]}"
         for example in leakage.examples[:3]
     )

@@ -55,18 +55,18 @@ class Runs:
         is_covered: npt.NDArray[np.bool_] = np.cumsum(depth, out=depth)[:-1] > 0
         return is_covered
 
-    def longest_part(self, begin: int, end: int) -> tuple[int, int]:
+    def longest_part(self, begin: int, end: int) -> tuple[int, int, int]:
         """Find the longest run, or part of one, in the indexed ids begin to end.
 
         Returns:
-            Its length, and where a copy of it begins in the streamed ids. There must be
-            one.
+            Where it begins in the indexed ids, where a copy of it begins in the
+            streamed ids, and its length. There must be one.
         """
         first = np.maximum(self.begins, begin)
         lengths = np.minimum(self.begins + self.lengths, end) - first
         longest = int(lengths.argmax())
         source = self.sources[longest] + first[longest] - self.begins[longest]
-        return int(lengths[longest]), int(source)
+        return int(first[longest]), int(source), int(lengths[longest])
 
 
 class HashSet:
