@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import PRINT_PEAK_KIB, needs_proc
@@ -39,18 +39,25 @@ MERGES = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(UTF8_ALPHABET)))
-def test_is_utf8_agrees_with_python(data):
+def python_decodes(data):
     try:
-        bytes(data).decode()
-        valid = True
+        data.decode()
     except UnicodeDecodeError:
-        valid = False
-    assert is_utf8(bytes(data)) == valid
-    # Also across the border of two blocks, and next to a block of pure ASCII.
-    for before in range(4096 - len(data), 4097, 3):
-        assert is_utf8(b"x" * before + bytes(data) + b"x" * 9000) == valid
+        return False
+    return True
+
+
+@settings(max_examples=300, deadline=None)
+@given(*[st.lists(st.sampled_from(UTF8_ALPHABET)).map(bytes)] * 2)
+@example(b"\xc3", b"\x80")
+def test_is_utf8_agrees_with_python(data, other):
+    assert is_utf8(data) == python_decodes(data)
+    # Also at any place in a word of 8 bytes, and with words of pure ASCII around.
+    for before in range(16, 24):
+        for between in (16, 21, 24 - (before + len(data)) % 8):
+            text = b"x" * before + data + b"x" * between + other
+            assert is_utf8(text) == python_decodes(text)
+            assert is_utf8(text + b"x" * 19) == python_decodes(text)
 
 
 @settings(max_examples=500, deadline=None)
